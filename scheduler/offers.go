@@ -1,0 +1,231 @@
+package scheduler
+
+import (
+	"math/bits"
+	"slices"
+
+	"github.com/damselfly-io/damselfly/internal/task"
+)
+
+// Seeder is the supernode's view of one task that it super-seeds.
+type Seeder struct {
+	// Available are the pieces the supernode can serve now.
+	Available task.Set
+	// Complete says that it has fetched the whole task from the origin.
+	Complete bool
+	// Peers are the peers connected now. Who has left is not listed: its
+	// pieces, unless somebody else has them, are then offered again.
+	Peers []SeedPeer
+}
+
+// SeedPeer is a peer that the supernode may offer pieces to.
+type SeedPeer struct {
+	// Name identifies the peer, Zone says where it stands.
+	Name, Zone string
+	// Held are the pieces it holds, Pending those it was offered and does not
+	// hold yet.
+	Held, Pending task.Set
+	// Whole says that the peer wants every piece. Others are offered what
+	// they ask for, which is no matter of policy.
+	Whole bool
+	// Stalled says that it made no progress on its pending pieces for a while
+	// (seconds). It gets no offers, and its pending pieces go to others.
+	Stalled bool
+	// Starved says that it lacks pieces, has none pending, and gained none for
+	// a while, from whomever: its parents are of no use. It is offered pieces
+	// however many peers hold them.
+	Starved bool
+}
+
+// Offer gives the peer with index Peer in Seeder.Peers the right to fetch a
+// piece from the supernode.
+type Offer struct {
+	Peer, Piece int
+}
+
+// spread is the number of holders from which on a piece needs no help from the
+// supernode. At most maxCount.
+const spread = 3
+
+// Offers returns the offers to make now, to be added to the peers' Pending
+// sets. No peer gets more than window pending offers.
+//
+// Pieces that no peer holds or has pending are offered first, in ascending
+// order, so that readers in order get going, each to the peer with the fewest
+// pending offers; a tie is broken by the piece's number.
+//
+// Only when there are no such pieces, and the supernode has the whole task, so
+// that its uplink has nothing newer to carry, are pieces offered again, and
+// only to peers with no pending offers, one each: first to a zone that lacks
+// the piece altogether, through the member that owns it by ZoneShare, then the
+// rarest pieces with fewer than three holders. A starved peer may get any.
+func Offers(s Seeder, window int) []Offer {
+	if window <= 0 || len(s.Peers) == 0 {
+		return nil
+	}
+	r := newRound(s, window)
+	if !r.first() || !s.Complete {
+		return r.offers
+	}
+	r.zones()
+	r.again()
+	return r.offers
+}
+
+// round is one run of Offers.
+type round struct {
+	Seeder
+	window  int
+	pending []int // per peer, offers of this round included; window for peers that get none
+	offers  []Offer
+}
+
+func newRound(s Seeder, window int) *round {
+	r := &round{Seeder: s, window: window, pending: make([]int, len(s.Peers))}
+	for i, p := range s.Peers {
+		if !p.Whole || p.Stalled {
+			r.pending[i] = window
+			continue
+		}
+		for w, pend := range p.Pending {
+			r.pending[i] += bits.OnesCount64(pend &^ word(p.Held, w))
+		}
+	}
+	return r
+}
+
+func (r *round) offer(peer, piece int) {
+	r.offers = append(r.offers, Offer{Peer: peer, Piece: piece})
+	r.pending[peer]++
+}
+
+// given returns the pieces that need no first offer among the given peers.
+func (r *round) given(w int, zone *string) uint64 {
+	var got uint64
+	for i := range r.Peers {
+		p := &r.Peers[i]
+		if zone != nil && p.Zone != *zone {
+			continue
+		}
+		got |= word(p.Held, w)
+		if !p.Stalled {
+			got |= word(p.Pending, w)
+		}
+	}
+	return got
+}
+
+// first offers every piece that nobody has, and reports whether there was room
+// for all.
+func (r *round) first() bool {
+	low := 0
+	for w, have := range r.Available {
+		if have == 0 {
+			continue
+		}
+		for fresh := have &^ r.given(w, nil); fresh != 0; fresh &= fresh - 1 {
+			piece := w*64 + bits.TrailingZeros64(fresh)
+			peer := -1
+			for ; low < r.window && peer < 0; low++ {
+				if peer = r.peerWith(low, piece); peer >= 0 {
+					break
+				}
+			}
+			if peer < 0 {
+				return false
+			}
+			r.offer(peer, piece)
+		}
+	}
+	return true
+}
+
+// peerWith returns a peer with exactly n pending offers, starting the search
+// at a place that depends on the piece, or -1.
+func (r *round) peerWith(n, piece int) int {
+	for i := range r.pending {
+		if peer := (piece + i) % len(r.pending); r.pending[peer] == n {
+			return peer
+		}
+	}
+	return -1
+}
+
+// zones offers each idle peer one piece that its zone lacks and it owns there.
+func (r *round) zones() {
+	members := make(map[string][]string)
+	for _, p := range r.Peers {
+		if p.Whole {
+			members[p.Zone] = append(members[p.Zone], p.Name)
+		}
+	}
+	if len(members) < 2 {
+		return
+	}
+	for i := range r.Peers {
+		p := &r.Peers[i]
+		if r.pending[i] != 0 {
+			continue
+		}
+		share := ZoneShare(p.Name, members[p.Zone])
+		if piece := r.lackedByZone(p.Zone, share); piece >= 0 {
+			r.offer(i, piece)
+		}
+	}
+}
+
+func (r *round) lackedByZone(zone string, share Share) int {
+	for w, have := range r.Available {
+		if have == 0 {
+			continue
+		}
+		for lacked := have &^ r.given(w, &zone); lacked != 0; lacked &= lacked - 1 {
+			if piece := w*64 + bits.TrailingZeros64(lacked); share.Allows(piece) {
+				return piece
+			}
+		}
+	}
+	return -1
+}
+
+// again offers each idle peer the rarest piece it lacks.
+func (r *round) again() {
+	idle := slices.Contains(r.pending, 0)
+	if !idle {
+		return
+	}
+	holders := make([]int, 64*len(r.Available))
+	for _, p := range r.Peers {
+		for piece := range p.Held.All() {
+			if piece < len(holders) {
+				holders[piece]++
+			}
+		}
+	}
+	for i := range r.Peers {
+		if r.pending[i] != 0 {
+			continue
+		}
+		best := -1
+		for w, have := range r.Available {
+			for lacked := have &^ word(r.Peers[i].Held, w); lacked != 0; lacked &= lacked - 1 {
+				piece := w*64 + bits.TrailingZeros64(lacked)
+				if best < 0 || holders[piece] < holders[best] {
+					best = piece
+				}
+			}
+		}
+		if best >= 0 && (holders[best] < spread || r.Peers[i].Starved) {
+			holders[best]++
+			r.offer(i, best)
+		}
+	}
+}
+
+// word returns word w of a set of any length.
+func word(s task.Set, w int) uint64 {
+	if w < len(s) {
+		return s[w]
+	}
+	return 0
+}
