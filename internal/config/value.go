@@ -148,7 +148,8 @@ func (f *flagValue) Set(text string) error {
 		return err
 	}
 	if list, ok := v.([]string); ok && f.given {
-		v = append(slices.Clone(f.value.Interface().([]string)), list...)
+		earlier, _ := f.value.Interface().([]string) // of the same type as v
+		v = append(slices.Clone(earlier), list...)
 	}
 	f.set(v)
 	f.given = true

@@ -53,7 +53,9 @@ func Serve(ctx context.Context, lis net.Listener, h http.Handler, log *slog.Logg
 		log.Warn("requests cut off at shutdown", "address", lis.Addr().String(), "after", drainTimeout)
 		err = srv.Close()
 	}
-	<-served
+	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
+		err = errors.Join(err, serveErr)
+	}
 	if err != nil {
 		return fmt.Errorf("shut down HTTP on %s: %w", lis.Addr(), err)
 	}
