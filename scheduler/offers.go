@@ -44,7 +44,7 @@ type Offer struct {
 }
 
 // spread is the number of holders from which on a piece needs no help from the
-// supernode. At most maxCount.
+// supernode. It is less than maxCount.
 const spread = 3
 
 // Offers returns the offers to make now, to be added to the peers' Pending
@@ -99,31 +99,37 @@ func (r *round) offer(peer, piece int) {
 	r.pending[peer]++
 }
 
-// given returns the pieces that need no first offer among the given peers.
-func (r *round) given(w int, zone *string) uint64 {
-	var got uint64
+// given returns the pieces that need no first offer: those that a peer holds,
+// or is about to. With a zone, only its peers count.
+func (r *round) given(zone *string) task.Set {
+	got := make(task.Set, len(r.Available))
 	for i := range r.Peers {
 		p := &r.Peers[i]
 		if zone != nil && p.Zone != *zone {
 			continue
 		}
-		got |= word(p.Held, w)
-		if !p.Stalled {
-			got |= word(p.Pending, w)
+		for w := range got {
+			got[w] |= p.has(w)
 		}
 	}
 	return got
+}
+
+// has returns word w of what the peer holds or is about to.
+func (p *SeedPeer) has(w int) uint64 {
+	if p.Stalled {
+		return word(p.Held, w)
+	}
+	return word(p.Held, w) | word(p.Pending, w)
 }
 
 // first offers every piece that nobody has, and reports whether there was room
 // for all.
 func (r *round) first() bool {
 	low := 0
+	given := r.given(nil)
 	for w, have := range r.Available {
-		if have == 0 {
-			continue
-		}
-		for fresh := have &^ r.given(w, nil); fresh != 0; fresh &= fresh - 1 {
+		for fresh := have &^ given[w]; fresh != 0; fresh &= fresh - 1 {
 			piece := w*64 + bits.TrailingZeros64(fresh)
 			peer := -1
 			for ; low < r.window && peer < 0; low++ {
@@ -162,64 +168,86 @@ func (r *round) zones() {
 	if len(members) < 2 {
 		return
 	}
+	given := make(map[string]task.Set, len(members))
 	for i := range r.Peers {
 		p := &r.Peers[i]
 		if r.pending[i] != 0 {
 			continue
 		}
+		if given[p.Zone] == nil {
+			given[p.Zone] = r.given(&p.Zone)
+		}
 		share := ZoneShare(p.Name, members[p.Zone])
-		if piece := r.lackedByZone(p.Zone, share); piece >= 0 {
-			r.offer(i, piece)
+		for w, have := range r.Available {
+			if owed := have &^ given[p.Zone][w] & share.word(w); owed != 0 {
+				r.offer(i, 64*w+bits.TrailingZeros64(owed))
+				break
+			}
 		}
 	}
 }
 
-func (r *round) lackedByZone(zone string, share Share) int {
-	for w, have := range r.Available {
-		if have == 0 {
+// again offers each idle peer the rarest piece it lacks.
+func (r *round) again() {
+	if !slices.Contains(r.pending, 0) {
+		return
+	}
+	byHolders := r.byHolders()
+	for i := range r.Peers {
+		if r.pending[i] != 0 {
 			continue
 		}
-		for lacked := have &^ r.given(w, &zone); lacked != 0; lacked &= lacked - 1 {
-			if piece := w*64 + bits.TrailingZeros64(lacked); share.Allows(piece) {
-				return piece
+		levels := spread
+		if r.Peers[i].Starved {
+			levels++
+		}
+		for n := range levels {
+			w := r.lacks(i, byHolders[n])
+			if w < 0 {
+				continue
 			}
+			bit := byHolders[n][w] &^ r.Peers[i].has(w)
+			bit &= -bit
+			if n < spread { // one more is about to hold it
+				byHolders[n][w] &^= bit
+				byHolders[n+1][w] |= bit
+			}
+			r.offer(i, 64*w+bits.TrailingZeros64(bit))
+			break
+		}
+	}
+}
+
+// lacks returns the first word of which the peer lacks a piece, or -1.
+func (r *round) lacks(peer int, of task.Set) int {
+	for w, have := range of {
+		if have&^r.Peers[peer].has(w) != 0 {
+			return w
 		}
 	}
 	return -1
 }
 
-// again offers each idle peer the rarest piece it lacks.
-func (r *round) again() {
-	idle := slices.Contains(r.pending, 0)
-	if !idle {
-		return
+// byHolders divides the available pieces by the number of peers that hold them
+// or are about to; the last set has those with spread holders or more.
+func (r *round) byHolders() [spread + 1]task.Set {
+	var sets [spread + 1]task.Set
+	for n := range sets {
+		sets[n] = make(task.Set, len(r.Available))
 	}
-	holders := make([]int, 64*len(r.Available))
-	for _, p := range r.Peers {
-		for piece := range p.Held.All() {
-			if piece < len(holders) {
-				holders[piece]++
-			}
+	for w, have := range r.Available {
+		var count counter
+		for i := range r.Peers {
+			count.add(r.Peers[i].has(w))
 		}
+		for n := range spread {
+			upTo := have & count.atMost(n)
+			sets[n][w] = upTo
+			have &^= upTo
+		}
+		sets[spread][w] = have
 	}
-	for i := range r.Peers {
-		if r.pending[i] != 0 {
-			continue
-		}
-		best := -1
-		for w, have := range r.Available {
-			for lacked := have &^ word(r.Peers[i].Held, w); lacked != 0; lacked &= lacked - 1 {
-				piece := w*64 + bits.TrailingZeros64(lacked)
-				if best < 0 || holders[piece] < holders[best] {
-					best = piece
-				}
-			}
-		}
-		if best >= 0 && (holders[best] < spread || r.Peers[i].Starved) {
-			holders[best]++
-			r.offer(i, best)
-		}
-	}
+	return sets
 }
 
 // word returns word w of a set of any length.

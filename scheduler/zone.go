@@ -14,6 +14,21 @@ func (s Share) Allows(piece int) bool {
 	return s.Of <= 1 || piece%s.Of == s.Slot
 }
 
+// word returns the pieces of the share among [64w, 64w+64).
+func (s Share) word(w int) uint64 {
+	if s.Of <= 1 {
+		return ^uint64(0)
+	}
+	if s.Slot < 0 || s.Slot >= s.Of {
+		return 0
+	}
+	var out uint64
+	for bit := (s.Slot + s.Of - 64*w%s.Of) % s.Of; bit < 64; bit += s.Of {
+		out |= 1 << bit
+	}
+	return out
+}
+
 // ZoneShare divides the import of a task among the members of a zone: the
 // shares of all members together hold each piece once. The members are the
 // peers of the zone that want the whole task, in any order, the same for all
