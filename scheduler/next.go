@@ -89,7 +89,9 @@ func Slots(n int) int {
 //     that depends on Seed,
 //   - in the endgame, pieces under way at a slow parent, a second time, from one
 //     expected to be at least twice as fast. The endgame is when all that is
-//     wanted is under way, and is no more than the parents' slots hold.
+//     wanted is under way, and is no more than the parents' slots hold; a piece
+//     that the supernode has offered and has a slot for is treated so at any
+//     time.
 //
 // A piece is asked of the parent with the lowest share of its slots in use and
 // then the highest rate; see Parent for those asked last, to which those with a

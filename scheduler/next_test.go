@@ -183,6 +183,11 @@ func TestNext(t *testing.T) {
 			d.Parents = []Parent{with(parent(1, 1), func(p *Parent) { p.InFlight = 5 }), parent(9, 1)}
 			d.Fetching = []Fetching{{Piece: 1}, {Piece: 2}, {Piece: 3}, {Piece: 4}, {Piece: 5}}
 		}, nil},
+		{"what the supernode offers is not left to a slow parent", func(d *Download) {
+			d.Wanted = set(1, 9)
+			d.Parents = []Parent{with(parent(1, 1), func(p *Parent) { p.InFlight = 1 }), with(parent(3, 1), seed)}
+			d.Fetching = []Fetching{{Piece: 1, Parent: 0}}
+		}, []Fetch{{Piece: 1, Parent: 1, Duplicate: true}}},
 		{"stuck requests leave room for others", func(d *Download) {
 			d.Wanted, d.Parents, d.MaxInFlight = set(2), []Parent{parent(0, 1), parent(0, 2)}, 1
 			d.Fetching = []Fetching{{Piece: 1, Parent: 0, Stuck: true}}

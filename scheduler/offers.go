@@ -52,7 +52,9 @@ const spread = 3
 //
 // Pieces that no peer holds or has pending are offered first, in ascending
 // order, so that readers in order get going, each to the peer with the fewest
-// pending offers; a tie is broken by the piece's number.
+// pieces that are pending or that it alone holds; a tie is broken by the
+// piece's number. Who passes on slowly, or not at all, thereby gets less to
+// pass on.
 //
 // Only when there are no such pieces, and the supernode has the whole task, so
 // that its uplink has nothing newer to carry, are pieces offered again, and
@@ -77,11 +79,12 @@ type round struct {
 	Seeder
 	window  int
 	pending []int // per peer, offers of this round included; window for peers that get none
+	load    []int // per peer, pending offers and pieces it alone holds
 	offers  []Offer
 }
 
 func newRound(s Seeder, window int) *round {
-	r := &round{Seeder: s, window: window, pending: make([]int, len(s.Peers))}
+	r := &round{Seeder: s, window: window, pending: make([]int, len(s.Peers)), load: make([]int, len(s.Peers))}
 	for i, p := range s.Peers {
 		if !p.Whole || p.Stalled {
 			r.pending[i] = window
@@ -90,6 +93,21 @@ func newRound(s Seeder, window int) *round {
 		for w, pend := range p.Pending {
 			r.pending[i] += bits.OnesCount64(pend &^ word(p.Held, w))
 		}
+		r.load[i] = r.pending[i]
+	}
+	for w := range r.Available {
+		var once, more uint64
+		for i := range r.Peers {
+			held := word(r.Peers[i].Held, w)
+			more |= once & held
+			once |= held
+		}
+		if once &^= more; once == 0 {
+			continue
+		}
+		for i := range r.Peers {
+			r.load[i] += bits.OnesCount64(once & word(r.Peers[i].Held, w))
+		}
 	}
 	return r
 }
@@ -97,6 +115,7 @@ func newRound(s Seeder, window int) *round {
 func (r *round) offer(peer, piece int) {
 	r.offers = append(r.offers, Offer{Peer: peer, Piece: piece})
 	r.pending[peer]++
+	r.load[peer]++
 }
 
 // given returns the pieces that need no first offer: those that a peer holds,
@@ -126,19 +145,17 @@ func (p *SeedPeer) has(w int) uint64 {
 // first offers every piece that nobody has, and reports whether there was room
 // for all.
 func (r *round) first() bool {
-	low := 0
 	given := r.given(nil)
+	low := -1 // no open peer has a lower load
 	for w, have := range r.Available {
 		for fresh := have &^ given[w]; fresh != 0; fresh &= fresh - 1 {
 			piece := w*64 + bits.TrailingZeros64(fresh)
-			peer := -1
-			for ; low < r.window && peer < 0; low++ {
-				if peer = r.peerWith(low, piece); peer >= 0 {
-					break
-				}
-			}
+			peer := r.openWith(low, piece)
 			if peer < 0 {
-				return false
+				if low = r.leastLoad(); low < 0 {
+					return false
+				}
+				peer = r.openWith(low, piece)
 			}
 			r.offer(peer, piece)
 		}
@@ -146,11 +163,23 @@ func (r *round) first() bool {
 	return true
 }
 
-// peerWith returns a peer with exactly n pending offers, starting the search
-// at a place that depends on the piece, or -1.
-func (r *round) peerWith(n, piece int) int {
-	for i := range r.pending {
-		if peer := (piece + i) % len(r.pending); r.pending[peer] == n {
+// leastLoad returns the lowest load of the peers with room in their window, or
+// -1 when there are none.
+func (r *round) leastLoad() int {
+	least := -1
+	for i, load := range r.load {
+		if r.pending[i] < r.window && (least < 0 || load < least) {
+			least = load
+		}
+	}
+	return least
+}
+
+// openWith returns a peer of the given load with room in its window, or -1. It
+// starts the search at a place that depends on the piece.
+func (r *round) openWith(load, piece int) int {
+	for i := range r.load {
+		if peer := (piece + i) % len(r.load); r.load[peer] == load && r.pending[peer] < r.window {
 			return peer
 		}
 	}

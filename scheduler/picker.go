@@ -167,14 +167,18 @@ func (p *picker) repeatStuck() {
 	}
 }
 
-// endgame asks faster parents for what slow ones are about to deliver.
+// endgame asks faster parents for what slow ones are about to deliver. Before
+// the endgame only pieces that the supernode has offered are repeated: an offer
+// not taken up by now is for a piece under way elsewhere, and as long as that
+// piece is pending the supernode offers no other.
 func (p *picker) endgame() {
-	if p.room <= 0 || p.slots <= 0 || !p.isEndgame() {
+	if p.room <= 0 || p.slots <= 0 {
 		return
 	}
+	last := p.isEndgame()
 	slowest := make([]Fetching, 0, len(p.Fetching))
 	for _, f := range p.Fetching {
-		if !f.Stuck && f.Parent >= 0 && f.Parent < len(p.Parents) && p.pace(f.Parent, 0) > 0 {
+		if !f.Stuck && f.Parent >= 0 && f.Parent < len(p.Parents) && p.pace(f.Parent, 0) > 0 && (last || p.offered(f.Piece)) {
 			slowest = append(slowest, f)
 		}
 	}
@@ -184,6 +188,16 @@ func (p *picker) endgame() {
 	for _, f := range slowest {
 		p.repeat(f, endgameGain*p.pace(f.Parent, 0))
 	}
+}
+
+// offered reports whether the supernode has the piece and a free slot.
+func (p *picker) offered(piece int) bool {
+	for i := range p.Parents {
+		if p.Parents[i].Seed && p.free(i) > 0 && p.Parents[i].Has.Has(piece) {
+			return true
+		}
+	}
+	return false
 }
 
 // endgameGain is how much faster a parent must be expected to deliver for a

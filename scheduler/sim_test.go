@@ -1,10 +1,9 @@
 package scheduler
 
 import (
-	"container/heap"
+	"cmp"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -65,6 +64,8 @@ type simPeer struct {
 	done          float64
 	dirty         bool
 	share         Share
+	cursor        int // first piece not held
+	hash          uint64
 	foreign, seed int // pieces received from other zones, from the supernode
 	sent          float64
 }
@@ -72,6 +73,7 @@ type simPeer struct {
 type simLink struct {
 	from     *simPeer
 	has      task.Set
+	index    int // among the peer's parents
 	inFlight int
 	rate     float64
 	paused   float64 // until
@@ -93,27 +95,12 @@ type simEvent struct {
 	do  func()
 }
 
-type simQueue []simEvent
-
-func (q simQueue) Len() int { return len(q) }
-func (q simQueue) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
-}
-func (q simQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *simQueue) Push(x any)   { *q = append(*q, x.(simEvent)) }
-func (q *simQueue) Pop() any {
-	old := *q
-	e := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return e
-}
-
 type sim struct {
 	simConfig
 	t         testing.TB
 	now       float64
 	seq       int
-	queue     simQueue
+	queue     []simEvent // latest first
 	peers     []*simPeer // 0 is the supernode
 	flows     []*simFlow
 	available task.Set
@@ -122,11 +109,13 @@ type sim struct {
 	changed   bool // the flows, since their rates were set
 	doubled   int  // duplicate requests
 	imports   map[string]int
-	rng       *rand.Rand
+	whole     task.Set
+	parents   []Parent   // of the last snapshot, reused
+	fetching  []Fetching // the same
 }
 
 func newSim(t testing.TB, c simConfig) *sim {
-	s := &sim{simConfig: c, t: t, imports: map[string]int{}, rng: rand.New(rand.NewPCG(c.seed, 1))}
+	s := &sim{simConfig: c, t: t, imports: map[string]int{}, whole: task.FullSet(c.pieces)}
 	s.available = task.NewSet(c.pieces)
 	super := &simPeer{name: "supernode", up: c.link, down: c.link, in: true, held: s.available}
 	super.hung = c.silent
@@ -137,6 +126,7 @@ func newSim(t testing.TB, c simConfig) *sim {
 			up = c.link
 		}
 		p := &simPeer{simNode: n, id: i + 1, name: fmt.Sprintf("node-%d-%d", c.seed, i), up: up, down: c.link}
+		p.hash = hashStrings(p.name)
 		p.held, p.known = task.NewSet(c.pieces), task.NewSet(c.pieces)
 		p.pending, p.reported = task.NewSet(c.pieces), task.NewSet(c.pieces)
 		s.peers = append(s.peers, p)
@@ -157,7 +147,11 @@ func newSim(t testing.TB, c simConfig) *sim {
 
 func (s *sim) at(when float64, do func()) {
 	s.seq++
-	heap.Push(&s.queue, simEvent{at: when, seq: s.seq, do: do})
+	e := simEvent{at: when, seq: s.seq, do: do}
+	i, _ := slices.BinarySearchFunc(s.queue, e, func(a, b simEvent) int {
+		return cmp.Or(cmp.Compare(b.at, a.at), cmp.Compare(b.seq, a.seq))
+	})
+	s.queue = slices.Insert(s.queue, i, e)
 }
 
 func (s *sim) after(d float64, do func()) { s.at(s.now+d, do) }
@@ -303,31 +297,25 @@ func (s *sim) pump(p *simPeer) {
 }
 
 func (s *sim) snapshot(p *simPeer) Download {
+	for p.held.Has(p.cursor) {
+		p.cursor++
+	}
 	d := Download{
-		Wanted: task.FullSet(s.pieces), Held: p.held, Known: p.known, Window: s.window,
-		Share: p.share, Starved: s.now-p.progress > patience, Seed: hashStrings(p.name), MaxInFlight: Slots(len(p.parents)) * len(p.parents),
+		Wanted: s.whole, Held: p.held, Known: p.known, Window: s.window, Cursors: []int{p.cursor},
+		Parents: s.parents[:0], Fetching: s.fetching[:0], Share: p.share, Starved: s.now-p.progress > patience,
+		Seed: p.hash, MaxInFlight: Slots(len(p.parents)) * len(p.parents),
 	}
-	for i := range s.pieces {
-		if !p.held.Has(i) {
-			d.Cursors = []int{i}
-			break
-		}
-	}
-	index := map[*simLink]int{}
 	for i, l := range p.parents {
-		index[l] = i
+		l.index = i
 		d.Parents = append(d.Parents, Parent{
 			Has: l.has, InFlight: l.inFlight, Slots: Slots(len(p.parents)), Rate: l.rate, Seed: l.from.id == 0,
 			Foreign: l.from.id != 0 && l.from.zone != p.zone, Paused: l.paused > s.now,
 		})
 	}
 	for _, f := range p.flows {
-		i, ok := index[f.link]
-		if !ok {
-			i = -1
-		}
-		d.Fetching = append(d.Fetching, Fetching{Piece: f.piece, Parent: i, Stuck: f.stuck})
+		d.Fetching = append(d.Fetching, Fetching{Piece: f.piece, Parent: f.link.index, Stuck: f.stuck})
 	}
+	s.parents, s.fetching = d.Parents, d.Fetching
 	return d
 }
 
@@ -494,8 +482,8 @@ func (s *sim) step() {
 		s.changed = false
 	}
 	next := s.limit
-	if len(s.queue) > 0 {
-		next = min(next, s.queue[0].at)
+	if n := len(s.queue); n > 0 {
+		next = min(next, s.queue[n-1].at)
 	}
 	for _, f := range s.flows {
 		if f.rate > 0 {
@@ -517,8 +505,10 @@ func (s *sim) step() {
 			s.receive(f)
 		}
 	}
-	for len(s.queue) > 0 && s.queue[0].at <= s.now {
-		heap.Pop(&s.queue).(simEvent).do()
+	for n := len(s.queue); n > 0 && s.queue[n-1].at <= s.now; n = len(s.queue) {
+		e := s.queue[n-1]
+		s.queue = s.queue[:n-1]
+		e.do()
 	}
 	if s.seedDirty {
 		s.seedOffers()
