@@ -12,7 +12,7 @@ import (
 
 // bufferSize is what is read, hashed and written at a time: large enough that
 // system calls do not count, small enough to stay in a core's cache.
-const bufferSize = 256 << 10
+const bufferSize = 128 << 10
 
 // buffer is what moving a piece needs; the store pools them.
 type buffer struct {

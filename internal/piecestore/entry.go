@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -89,10 +91,7 @@ func (e *entry) warm() error {
 	if err != nil {
 		return fmt.Errorf("open journal of %s: %w", e.meta.ID.Short(), err)
 	}
-	p, err := decodeJournal(bufio.NewReader(journal), true)
-	if err == nil && (p.meta.ID != e.meta.ID || !p.meta.Table.Equal(e.meta.Table)) {
-		err = fmt.Errorf("%w: it is that of %s", errCorrupt, p.meta.ID)
-	}
+	p, err := e.readJournal(journal)
 	if err != nil {
 		return errors.Join(fmt.Errorf("read journal of %s: %w", e.meta.ID.Short(), err), journal.Close())
 	}
@@ -111,6 +110,15 @@ func (e *entry) warm() error {
 	}
 	e.forget(p.held)
 	return nil
+}
+
+// readJournal replays f, which must be e's journal.
+func (e *entry) readJournal(f *os.File) (replay, error) {
+	p, err := decodeJournal(bufio.NewReader(io.NewSectionReader(f, 0, math.MaxInt64)), true)
+	if err == nil && (p.meta.ID != e.meta.ID || !p.meta.Table.Equal(e.meta.Table)) {
+		err = fmt.Errorf("%w: it is that of %s", errCorrupt, p.meta.ID)
+	}
+	return p, err
 }
 
 // forget drops the pieces that the journal, read again, no longer has. mu is
@@ -187,6 +195,12 @@ func (e *entry) log(r record) error {
 	}
 	e.journalSize += recordSize
 	e.records++
+	if e.records > 2*e.count+compactSlack {
+		// The record is written; a journal that stays long is no failure.
+		if err := e.compact(); err != nil {
+			e.store.log.Warn("journal cannot be made shorter", "task", e.meta.ID.Short(), "error", err)
+		}
+	}
 	return nil
 }
 
@@ -306,4 +320,3 @@ func (e *entry) info() Info {
 	}
 	return in
 }
-

@@ -60,7 +60,7 @@ func (e *FullError) Error() string {
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
-	return s + "; all other tasks are in use or pinned"
+	return s + "; not enough can be evicted"
 }
 
 // Unwrap makes the error match ErrFull and its cause.

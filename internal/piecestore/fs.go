@@ -17,7 +17,7 @@ type fingerprint struct {
 
 func fingerprintOf(f *os.File) (fingerprint, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil { //nolint:gosec // a descriptor fits an int
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return fingerprint{}, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
 	return fingerprint{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim, ctime: st.Ctim}, nil
@@ -26,11 +26,11 @@ func fingerprintOf(f *os.File) (fingerprint, error) {
 // lockFile takes an exclusive lock on path, which the kernel drops when the
 // process ends, however it ends.
 func lockFile(path, dir string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600) //nolint:gosec // below the configured directory
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open lock of piece store: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil { //nolint:gosec // a descriptor fits an int
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = errors.New("in use by another process")
 		}

@@ -137,7 +137,7 @@ func recordCRC(headerCRC uint32, body []byte) uint32 {
 func pinRecord(until time.Time) record {
 	r := record{kind: recPinned}
 	if !until.IsZero() {
-		binary.LittleEndian.PutUint64(r.payload[:], uint64(until.UnixNano())) //nolint:gosec // bits kept as they are
+		binary.LittleEndian.PutUint64(r.payload[:], uint64(until.UnixNano()))
 	}
 	return r
 }

@@ -199,8 +199,10 @@ func (s *Store) refLocked(e *entry) *Task {
 // references for longest are closed when there are too many such.
 func (s *Store) unref(e *entry) {
 	var cold *entry
+	now := s.opts.Now()
 	s.mu.Lock()
 	e.refs--
+	e.last = now
 	if e.refs == 0 && !s.closed {
 		s.warm = append(s.warm, e)
 		if len(s.warm) > maxWarm {

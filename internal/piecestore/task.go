@@ -164,21 +164,3 @@ func (e *entry) inRange(first, end int) error {
 	}
 	return nil
 }
-
-// Reset drops all pieces: what was held is worthless, for example because the
-// whole content turned out to have another digest. The task goes on with a new
-// data file, so that whoever still reads or writes the old one does no harm.
-// Writes under way fail with ErrSuperseded.
-func (t *Task) Reset() error {
-	e := t.e
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err := e.warm(); err != nil {
-		return err
-	}
-	if err := e.reset(); err != nil {
-		return fmt.Errorf("reset %s: %w", e.meta.ID.Short(), err)
-	}
-	e.notify()
-	return nil
-}
