@@ -26,7 +26,11 @@ func (e *entry) compact() error {
 	records := 0
 	add := func(r record) { b, records = appendRecord(b, crc, r), records+1 }
 	for i := range p.held.All() {
-		add(record{kind: recHeld, index: uint32(i), payload: p.digests[i]}) //nolint:gosec // below task.MaxPieces
+		kind := recHeld
+		if p.unproven.Has(i) {
+			kind = recUnproven
+		}
+		add(record{kind: kind, index: uint32(i), payload: p.digests[i]}) //nolint:gosec // below task.MaxPieces
 	}
 	if p.complete {
 		add(record{kind: recComplete})

@@ -33,6 +33,7 @@ type entry struct {
 	gone     bool // no longer to be used: store closed or task removed
 	heldN    int
 	held     task.Set
+	unproven task.Set // of held: nobody vouched for their digests
 	complete bool
 	subs     map[chan struct{}]struct{}
 	// doubt has the held pieces whose bytes must be checked before use.
@@ -60,6 +61,9 @@ type entry struct {
 func newEntry(s *Store, dir string, p replay) *entry {
 	e := &entry{store: s, dir: dir, meta: p.meta, count: p.meta.Table.Count()}
 	e.held, e.heldN, e.complete, e.pinned = p.held, p.held.Len(), p.complete, p.pinned
+	if e.unproven = p.unproven; e.unproven == nil {
+		e.unproven = task.NewSet(e.count)
+	}
 	e.doubt = task.NewSet(e.count)
 	e.slots, e.checks = map[int]*slot{}, map[int]chan struct{}{}
 	e.bytes = e.heldBytes()
@@ -135,6 +139,7 @@ func (e *entry) forget(journalled task.Set) {
 func (e *entry) unhold(i int) {
 	_, n := e.meta.Table.Piece(i)
 	e.held.Remove(i)
+	e.unproven.Remove(i)
 	e.doubt.Remove(i)
 	e.heldN--
 	e.complete = false
@@ -216,7 +221,7 @@ func (e *entry) notify() {
 
 // commit makes piece i held, unless the data file the caller wrote to is no
 // longer the task's. The caller holds the piece's slot and reserved its bytes.
-func (e *entry) commit(i int, d task.Digest, gen uint64) error {
+func (e *entry) commit(i int, d task.Digest, proven bool, gen uint64) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.gone {
@@ -225,10 +230,17 @@ func (e *entry) commit(i int, d task.Digest, gen uint64) error {
 	if e.gen != gen {
 		return ErrSuperseded
 	}
-	if err := e.log(record{kind: recHeld, index: uint32(i), payload: d}); err != nil { //nolint:gosec // below task.MaxPieces
+	kind := recHeld
+	if !proven {
+		kind = recUnproven
+	}
+	if err := e.log(record{kind: kind, index: uint32(i), payload: d}); err != nil { //nolint:gosec // below task.MaxPieces
 		return err
 	}
 	e.held.Add(i)
+	if !proven {
+		e.unproven.Add(i)
+	}
 	e.heldN++
 	e.doubt.Remove(i)
 	e.digests[i] = d

@@ -49,6 +49,8 @@ const (
 	recPinned
 	// recReset: no piece is held any more.
 	recReset
+	// recUnproven: as recHeld, but nobody vouched for the digest.
+	recUnproven
 )
 
 // errCorrupt is returned for a journal without a readable header.
@@ -88,6 +90,7 @@ type replay struct {
 	meta     meta
 	crc      uint32
 	held     task.Set
+	unproven task.Set      // of held
 	digests  []task.Digest // by piece; nil unless asked for
 	complete bool
 	pinned   time.Time // zero: not pinned
@@ -152,7 +155,7 @@ func decodeJournal(r *bufio.Reader, digests bool) (replay, error) {
 		return replay{}, err
 	}
 	n := p.meta.Table.Count()
-	p.held = task.NewSet(n)
+	p.held, p.unproven = task.NewSet(n), task.NewSet(n)
 	if digests {
 		p.digests = make([]task.Digest, n)
 	}
@@ -277,11 +280,15 @@ func (p *replay) apply(b []byte) bool {
 	payload := body[5:]
 	pieces := p.meta.Table.Count()
 	switch recordType(body[0]) {
-	case recHeld:
+	case recHeld, recUnproven:
 		if int64(i) >= int64(pieces) {
 			return false
 		}
 		p.held.Add(int(i))
+		p.unproven.Remove(int(i))
+		if recordType(body[0]) == recUnproven {
+			p.unproven.Add(int(i))
+		}
 		if p.digests != nil {
 			copy(p.digests[i][:], payload)
 		}
@@ -290,9 +297,12 @@ func (p *replay) apply(b []byte) bool {
 			return false
 		}
 		p.held.Remove(int(i))
+		p.unproven.Remove(int(i))
 		p.complete = false
 	case recComplete:
-		p.complete = p.held.Len() == pieces
+		if p.complete = p.held.Len() == pieces; p.complete {
+			clear(p.unproven)
+		}
 	case recPinned:
 		p.pinned = time.Time{}
 		if ns := int64(binary.LittleEndian.Uint64(payload)); ns != 0 { //nolint:gosec // bits kept as they are
@@ -300,6 +310,7 @@ func (p *replay) apply(b []byte) bool {
 		}
 	case recReset:
 		clear(p.held)
+		clear(p.unproven)
 		p.complete = false
 	default:
 		return false

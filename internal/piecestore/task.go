@@ -112,6 +112,7 @@ func (t *Task) MarkComplete() error {
 		return err
 	}
 	e.complete = true
+	clear(e.unproven)
 	e.notify()
 	return nil
 }

@@ -36,6 +36,7 @@ type writer struct {
 	// so it is gone with the process.
 	scratch *os.File
 	settled bool // the reservation was used up
+	proven  bool // the digest was given by somebody who knows
 }
 
 // errHeld ends a write because the piece is held meanwhile.
@@ -43,7 +44,8 @@ var errHeld = errors.New("piece is held already")
 
 // WritePiece reads piece i from r, exactly as many bytes as it is long, and
 // makes it held if they have the digest want; without want whatever digest they
-// have becomes that of the piece. It returns the digest of the held piece.
+// have becomes that of the piece, which is then not proven (see Proven). It
+// returns the digest of the held piece.
 //
 // It fails with a DigestError when the bytes are wrong, io.ErrUnexpectedEOF
 // when r ends early, ErrFull (a FullError) when there is no room, and
@@ -75,6 +77,7 @@ func (e *entry) write(ctx context.Context, i int, want *task.Digest, r io.Reader
 		return task.Digest{}, err
 	}
 	defer w.end()
+	w.proven = want != nil
 	s := e.store
 	if err := s.reserve(w.n); err != nil {
 		return task.Digest{}, err
@@ -270,7 +273,7 @@ func (w *writer) finish(d task.Digest) error {
 	if w.slot.owner != w {
 		return ErrSuperseded
 	}
-	if err := w.e.commit(w.i, d, w.gen); err != nil {
+	if err := w.e.commit(w.i, d, w.proven, w.gen); err != nil {
 		return err
 	}
 	w.slot.owner = nil
