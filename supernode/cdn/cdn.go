@@ -1,0 +1,297 @@
+package cdn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/damselfly-io/damselfly/internal/origin"
+	"github.com/damselfly-io/damselfly/internal/piecestore"
+	"github.com/damselfly-io/damselfly/internal/task"
+)
+
+// Events is told what happens to objects. Calls come from fetching goroutines
+// and must not block.
+type Events interface {
+	// Published: more pieces of id may be served.
+	Published(id task.ID)
+	// Revoked: what was published of id is not to be trusted.
+	Revoked(id task.ID, reason error)
+	// Failed: the origin could not be read to the end of what was wanted.
+	Failed(id task.ID, reason error)
+}
+
+// Options configures a Cache. Store, Origin and Events are required.
+type Options struct {
+	Store  *piecestore.Store
+	Origin *origin.Client
+	Events Events
+	Log    *slog.Logger
+	Now    func() time.Time
+
+	// SpoolDir holds content of unknown length while it is read; default: the
+	// system's directory for temporary files.
+	SpoolDir string
+	// Segment is how much one origin request asks for, in bytes; default
+	// 16 MiB.
+	Segment int64
+	// Parallel is how many origin requests of one task run at a time; one
+	// more is allowed for asked-for ranges. Default 4.
+	Parallel int
+	// AuthTTL is how long the origin's yes to a credential counts; default
+	// 60 s.
+	AuthTTL time.Duration
+	// ResolveTTL is how long the validators of a URL count as current;
+	// default 5 s.
+	ResolveTTL time.Duration
+}
+
+// Range is a range of content in bytes.
+type Range struct{ Offset, Length int64 }
+
+// Request asks for content.
+type Request struct {
+	ID         task.ID // empty when the content is known by URL only
+	URL        string
+	Header     http.Header
+	Credential origin.Credential
+	// Authorized: that the requester may read is already settled.
+	Authorized bool
+	Whole      bool
+	Ranges     []Range
+	Table      *task.Table // for a new task; nil: uniform
+}
+
+func (r Request) object(creds []origin.Credential) origin.Object {
+	return origin.Object{URL: r.URL, Header: r.Header, Credentials: creds}
+}
+
+// Cache holds objects. Close ends its fetches.
+type Cache struct {
+	o       Options
+	ctx     context.Context //nolint:containedctx // the lifetime of fetches, which outlive the requests that start them
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	opening singleflight.Group
+	auth    *authCache
+	urls    *urlCache
+
+	mu      sync.Mutex
+	objects map[task.ID]*Object
+}
+
+// New returns a cache over o.Store.
+func New(o Options) *Cache {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Segment == 0 {
+		o.Segment = 16 << 20
+	}
+	if o.Parallel == 0 {
+		o.Parallel = 4
+	}
+	if o.AuthTTL == 0 {
+		o.AuthTTL = 60 * time.Second
+	}
+	if o.ResolveTTL == 0 {
+		o.ResolveTTL = 5 * time.Second
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Cache{
+		o: o, ctx: ctx, cancel: cancel, objects: map[task.ID]*Object{},
+		auth: newAuthCache(o.AuthTTL, o.Now), urls: newURLCache(o.ResolveTTL, o.Now),
+	}
+}
+
+// Close ends all fetches and waits for them.
+func (c *Cache) Close() {
+	c.cancel()
+	c.wg.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range c.objects {
+		o.t.Release()
+	}
+	clear(c.objects)
+}
+
+// Ensure makes the object of r known, checks that r may have it, and starts
+// fetching what r wants. It returns once the object's table is known. The
+// caller must Release the object. A *origin.StatusError carries the origin's
+// answer when that is why it failed.
+func (c *Cache) Ensure(ctx context.Context, r Request) (*Object, error) {
+	if r.ID == "" {
+		return c.ensureURL(ctx, r)
+	}
+	for {
+		if o := c.lookup(r.ID); o != nil {
+			if err := c.authorize(ctx, r); err != nil {
+				o.Release()
+				return nil, err
+			}
+			return o, o.want(r)
+		}
+		o, mine, err := c.open(ctx, r)
+		if err != nil && !mine && retryWithOwn(err) {
+			continue // somebody else's credential failed, not this one's
+		}
+		if err != nil {
+			return nil, err
+		}
+		if mine {
+			c.auth.add(r)
+			return o, o.want(r)
+		}
+		o.Release() // check this requester too
+	}
+}
+
+// retryWithOwn reports whether another credential may fare better.
+func retryWithOwn(err error) bool {
+	var s *origin.StatusError
+	return errors.As(err, &s) && !s.Temporary() || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
+}
+
+// lookup returns a referenced object that is in memory or in the store.
+func (c *Cache) lookup(id task.ID) *Object {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o, ok := c.objects[id]; ok {
+		o.refs++
+		return o
+	}
+	t, ok := c.o.Store.Get(id)
+	if !ok {
+		return nil
+	}
+	return c.insertLocked(id, t)
+}
+
+// insertLocked takes over the caller's reference to t.
+func (c *Cache) insertLocked(id task.ID, t *piecestore.Task) *Object {
+	o := newObject(c, id, t)
+	c.objects[id] = o
+	o.refs++
+	return o
+}
+
+// open creates the object of r from the origin's answer to r's credential.
+// mine says that the answer was to this very request rather than to an equal
+// one of somebody else.
+func (c *Cache) open(ctx context.Context, r Request) (o *Object, mine bool, err error) {
+	v, err, _ := c.opening.Do(string(r.ID), func() (any, error) {
+		mine = true
+		return c.create(ctx, r)
+	})
+	if err != nil {
+		return nil, mine, err
+	}
+	o = v.(*Object)
+	if !mine {
+		if o = c.lookup(r.ID); o == nil {
+			return nil, false, fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled)
+		}
+	}
+	return o, mine, nil
+}
+
+// create asks the origin for the start of the content, which also tells its
+// length and whether ranges work, and makes the object. The answer's body is
+// the first fetch.
+func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
+	if !r.Whole && len(r.Ranges) > 0 && r.Ranges[0].Offset >= c.o.Segment {
+		return c.createByHead(ctx, r)
+	}
+	body, err := c.o.Origin.Open(c.ctx, r.object([]origin.Credential{r.Credential}), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
+	if err != nil {
+		return nil, fmt.Errorf("opening %s at the origin: %w", r.URL, err)
+	}
+	return c.adopt(ctx, r, body)
+}
+
+func (c *Cache) createByHead(ctx context.Context, r Request) (*Object, error) {
+	info, err := c.o.Origin.Head(ctx, r.object([]origin.Credential{r.Credential}))
+	if err != nil {
+		return nil, fmt.Errorf("asking the origin about %s: %w", r.URL, err)
+	}
+	if info.Length < 0 {
+		return nil, fmt.Errorf("asking the origin about %s: it does not tell the length", r.URL)
+	}
+	o, _, err := c.add(r, info)
+	return o, err
+}
+
+// adopt makes the object of r from a body that starts at offset 0.
+func (c *Cache) adopt(ctx context.Context, r Request, body *origin.Body) (*Object, error) {
+	info := body.Info
+	if info.Length < 0 {
+		spooled, err := c.spool(ctx, body)
+		if err != nil {
+			return nil, err
+		}
+		info.Length = spooled.n
+		o, fresh, err := c.add(r, info)
+		if err != nil || !fresh {
+			return o, errors.Join(err, spooled.Close())
+		}
+		return o, o.load(spooled)
+	}
+	o, fresh, err := c.add(r, info)
+	if err != nil || !fresh {
+		return o, errors.Join(err, body.Close())
+	}
+	o.start(body)
+	return o, nil
+}
+
+// add creates the store's task and the object. fresh is false if it was there.
+func (c *Cache) add(r Request, info origin.Info) (o *Object, fresh bool, err error) {
+	table := task.Uniform(info.Length)
+	if r.Table != nil && r.Table.Length == info.Length {
+		table = *r.Table
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if o, ok := c.objects[r.ID]; ok {
+		o.refs++
+		return o, false, nil
+	}
+	t, err := c.o.Store.Create(r.ID, table, origin.RedactURL(r.URL))
+	if errors.Is(err, piecestore.ErrTableMismatch) {
+		// Cut differently before; what is held of it stays useful.
+		if existing, ok := c.o.Store.Get(r.ID); ok && existing.Table().Length == info.Length {
+			t, err = existing, nil
+		}
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("storing %s: %w", r.ID.Short(), err)
+	}
+	o = c.insertLocked(r.ID, t)
+	o.meta = metaOf(info)
+	o.ranges = info.Ranges
+	o.source = r
+	o.creds = []origin.Credential{r.Credential}
+	return o, true, nil
+}
+
+// drop forgets an idle object, so that the store may evict its content.
+func (c *Cache) drop(o *Object) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o.refs--
+	if o.refs > 0 || c.objects[o.id] != o || o.busy() {
+		return
+	}
+	delete(c.objects, o.id)
+	o.t.Release()
+}

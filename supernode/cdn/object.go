@@ -1,0 +1,279 @@
+package cdn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/damselfly-io/damselfly/internal/origin"
+	"github.com/damselfly-io/damselfly/internal/piecestore"
+	"github.com/damselfly-io/damselfly/internal/task"
+)
+
+// Meta is what the origin said about content besides its length.
+type Meta struct{ ContentType, ETag, LastModified string }
+
+func metaOf(i origin.Info) Meta {
+	return Meta{ContentType: i.ContentType, ETag: i.ETag, LastModified: i.LastModified}
+}
+
+// Object is one task in the cache. Its methods are safe for concurrent use.
+type Object struct {
+	c     *Cache
+	id    task.ID
+	t     *piecestore.Task
+	table task.Table
+
+	refs int // guarded by c.mu
+
+	mu        sync.Mutex // taken after c.mu where both are
+	meta      Meta
+	source    Request             // what to ask the origin for; its credential is unused
+	creds     []origin.Credential // those of requesters, latest first
+	ranges    bool                // the origin serves ranges
+	published task.Set
+	grown     chan struct{} // closed when published has grown
+	wanted    task.Set
+	asked     task.Set // of wanted, those somebody waits for
+	fetching  task.Set
+	workers   int
+	verifying bool
+	checkCtx  context.Context //nolint:containedctx // ends the check when the fetch has failed
+	stopCheck context.CancelFunc
+	verified  bool // the whole content is held and its digest matches
+	requests  int  // seen so far, for when to fetch the whole
+	whole     bool // somebody has wanted all of it
+}
+
+func newObject(c *Cache, id task.ID, t *piecestore.Task) *Object {
+	n := t.Table().Count()
+	o := &Object{
+		c: c, id: id, t: t, table: t.Table(), ranges: true, verified: t.Complete(), grown: make(chan struct{}),
+		published: task.NewSet(n), wanted: task.NewSet(n), asked: task.NewSet(n), fetching: task.NewSet(n),
+	}
+	o.publishLocked()
+	return o
+}
+
+// ID names the object's task.
+func (o *Object) ID() task.ID { return o.id }
+
+// Table divides the object into pieces.
+func (o *Object) Table() task.Table { return o.table }
+
+// Meta returns what the origin said about the content.
+func (o *Object) Meta() Meta {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.meta
+}
+
+// Digest returns the SHA-256 of a published piece.
+func (o *Object) Digest(i int) (task.Digest, bool) { return o.t.Digest(i) }
+
+// Published returns the pieces that may be served, and whether they are all of
+// the content, checked as a whole.
+func (o *Object) Published() (pieces task.Set, complete bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.published.Clone(), o.verified
+}
+
+// Release gives the object back; the store may evict what nobody uses.
+func (o *Object) Release() { o.c.drop(o) }
+
+// busy reports whether the object is being fetched or checked.
+func (o *Object) busy() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.workers > 0 || o.verifying
+}
+
+// want adds what r asks for and starts fetching it.
+func (o *Object) want(r Request) error {
+	o.mu.Lock()
+	if o.source.URL == "" || len(o.creds) == 0 {
+		o.source = r
+	}
+	o.addCredentialLocked(r.Credential)
+	o.requests++
+	for _, rg := range r.Ranges {
+		first, end := o.table.Span(rg.Offset, rg.Length)
+		o.wanted.AddRange(first, end)
+		o.asked.AddRange(first, end)
+	}
+	if r.Whole || o.requests > 1 {
+		o.whole = true
+		o.wanted.AddRange(0, o.table.Count())
+	}
+	o.mu.Unlock()
+	o.fetch()
+	o.verify()
+	return nil
+}
+
+// maxCredentials bounds the credentials kept for one object.
+const maxCredentials = 8
+
+// addCredentialLocked puts cred first: the latest token lives longest.
+func (o *Object) addCredentialLocked(cred origin.Credential) {
+	if (cred == origin.Credential{}) && len(o.creds) > 0 {
+		return
+	}
+	kept := []origin.Credential{cred}
+	for _, c := range o.creds {
+		if c != cred && len(kept) < maxCredentials {
+			kept = append(kept, c)
+		}
+	}
+	o.creds = kept
+}
+
+func (o *Object) credentials() []origin.Credential {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]origin.Credential(nil), o.creds...)
+}
+
+// publishLocked recomputes what may be served and reports whether it grew.
+func (o *Object) publishLocked() bool {
+	held := o.t.Held()
+	_, checkable := o.id.Digest()
+	if last := o.table.Count() - 1; checkable && o.whole && !o.verified && last >= 0 {
+		held.Remove(last)
+	}
+	grew := false
+	for w := range held {
+		grew = grew || held[w]&^o.published[w] != 0
+		o.published[w] = held[w]
+	}
+	if grew {
+		close(o.grown)
+		o.grown = make(chan struct{})
+	}
+	return grew
+}
+
+// publish announces new pieces.
+func (o *Object) publish() {
+	o.mu.Lock()
+	grew := o.publishLocked()
+	o.mu.Unlock()
+	if grew {
+		o.c.o.Events.Published(o.id)
+	}
+}
+
+// verify checks the digest of the whole content once all of it is held. Content
+// without a known digest is complete when it is all there.
+func (o *Object) verify() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.verifying || o.verified || !o.whole {
+		return
+	}
+	o.verifying = true
+	o.checkCtx, o.stopCheck = context.WithCancel(o.c.ctx)
+	o.c.wg.Go(o.verifyLoop)
+}
+
+// verifyLoop follows the fetch, so that the check ends with the last piece.
+func (o *Object) verifyLoop() {
+	err := o.check()
+	o.mu.Lock()
+	o.verifying = false
+	o.stopCheck()
+	o.mu.Unlock()
+	switch {
+	case err == nil:
+		o.publish()
+		o.c.o.Events.Published(o.id)
+	case errors.Is(err, errStopped):
+	default:
+		o.revoke(err)
+	}
+	o.c.settle(o)
+}
+
+// errStopped ends a check whose fetch ended early.
+var errStopped = errors.New("fetch stopped")
+
+func (o *Object) check() error {
+	if want, checkable := o.id.Digest(); checkable {
+		got, err := o.t.Follow(o.checkCtx)
+		if o.checkCtx.Err() != nil {
+			return errStopped
+		}
+		if err != nil {
+			return fmt.Errorf("reading back %s: %w", o.id.Short(), err)
+		}
+		if got != want {
+			return &DigestError{ID: o.id, Got: got}
+		}
+	} else {
+		for i := range o.table.Count() {
+			if err := o.t.Wait(o.checkCtx, i); err != nil {
+				return errStopped
+			}
+		}
+	}
+	if err := o.t.MarkComplete(); err != nil {
+		return fmt.Errorf("recording that %s is complete: %w", o.id.Short(), err)
+	}
+	o.mu.Lock()
+	o.verified = true
+	o.creds = nil
+	o.mu.Unlock()
+	return nil
+}
+
+// DigestError says that the origin's content is not what its name says.
+type DigestError struct {
+	ID  task.ID
+	Got task.Digest
+}
+
+// Error names the object and what it hashes to.
+func (e *DigestError) Error() string {
+	return fmt.Sprintf("the origin's content for %s has SHA-256 %s: refused", e.ID, e.Got)
+}
+
+// revoke drops everything fetched of the object.
+func (o *Object) revoke(reason error) {
+	if err := o.t.Reset(); err != nil {
+		reason = errors.Join(reason, fmt.Errorf("dropping its pieces: %w", err))
+	}
+	o.mu.Lock()
+	clear(o.published)
+	clear(o.wanted)
+	clear(o.asked)
+	o.mu.Unlock()
+	o.c.o.Events.Revoked(o.id, reason)
+}
+
+// settle drops o from memory if nobody uses it any more.
+func (c *Cache) settle(o *Object) {
+	c.mu.Lock()
+	o.refs++
+	c.mu.Unlock()
+	c.drop(o)
+}
+
+// WaitPublished returns nil once piece i may be served, or the reason why that
+// will not be before ctx ends.
+func (o *Object) WaitPublished(ctx context.Context, i int) error {
+	for {
+		o.mu.Lock()
+		ok, grown := o.published.Has(i), o.grown
+		o.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for piece %d of %s: %w", i, o.id.Short(), context.Cause(ctx))
+		}
+	}
+}

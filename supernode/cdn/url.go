@@ -1,0 +1,78 @@
+package cdn
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/damselfly-io/damselfly/internal/origin"
+	"github.com/damselfly-io/damselfly/internal/task"
+)
+
+// ensureURL finds the task that the URL leads to now, and goes on with it. A
+// URL that was asked for a moment ago is not asked again; one that led to a
+// known task before is asked with a HEAD, so that unchanged content is not
+// sent again.
+func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
+	known, fresh := c.urls.get(r.URL)
+	if fresh {
+		if o := c.lookup(known); o != nil {
+			if err := c.authorize(ctx, r); err != nil {
+				o.Release()
+				return nil, err
+			}
+			return o, o.want(r)
+		}
+	}
+	type result struct{ o *Object }
+	mine := false
+	v, err, _ := c.opening.Do("url "+r.URL, func() (any, error) {
+		mine = true
+		o, err := c.resolve(ctx, r, known)
+		return result{o}, err
+	})
+	if err != nil {
+		if !mine && retryWithOwn(err) {
+			return c.ensureURL(ctx, r)
+		}
+		return nil, err
+	}
+	if !mine {
+		return c.ensureURL(ctx, r)
+	}
+	c.auth.add(r)
+	o := v.(result).o
+	return o, o.want(r)
+}
+
+// resolve asks the origin what r.URL is now.
+func (c *Cache) resolve(ctx context.Context, r Request, known task.ID) (*Object, error) {
+	creds := []origin.Credential{r.Credential}
+	if known != "" {
+		if info, err := c.o.Origin.Head(ctx, r.object(creds)); err == nil && c.urlID(r, info) == known {
+			if o := c.lookup(known); o != nil {
+				c.urls.put(r.URL, known)
+				return o, nil
+			}
+		}
+	}
+	body, err := c.o.Origin.Open(c.ctx, r.object(creds), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
+	if err != nil {
+		return nil, fmt.Errorf("opening %s at the origin: %w", origin.RedactURL(r.URL), err)
+	}
+	r.ID = c.urlID(r, body.Info)
+	o, err := c.adopt(ctx, r, body)
+	if err == nil {
+		c.urls.put(r.URL, o.id)
+	}
+	return o, err
+}
+
+// urlID names the content behind a URL. Content without validators may change
+// unnoticed, so each fetch of it is a task of its own.
+func (c *Cache) urlID(r Request, info origin.Info) task.ID {
+	etag := info.ETag
+	if etag == "" && info.LastModified == "" {
+		etag = fmt.Sprintf("fetched %d", c.o.Now().UnixNano())
+	}
+	return task.URLID(r.URL, etag, info.LastModified, info.Length)
+}
