@@ -1,0 +1,226 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/damselfly-io/damselfly/internal/origin"
+	"github.com/damselfly-io/damselfly/internal/piecestore"
+	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/scheduler"
+)
+
+// considerOrigin starts reading from the origin when there is no other way: no
+// supernode, and no parent with anything that is missing.
+func (d *download) considerOrigin(ctx context.Context, t *piecestore.Task) {
+	if d.alone || len(d.fetches) > 0 {
+		return
+	}
+	select {
+	case <-d.e.o.Supernode.Tried():
+	default:
+		return
+	}
+	up, since := d.e.o.Supernode.Connected()
+	grace := d.e.o.Grace
+	if !isClosed(d.ready) {
+		grace = 0 // there is no swarm to wait for yet
+	}
+	if !scheduler.MayGoToOrigin(scheduler.OriginState{
+		SupernodeReachable: up, UnreachableFor: d.e.o.Now().Sub(since),
+		Active: len(d.e.origins), Cap: cap(d.e.origins),
+	}, grace) {
+		return
+	}
+	if t != nil && len(d.wantedMissing(t)) == 0 {
+		return
+	}
+	select {
+	case d.e.origins <- struct{}{}:
+	default:
+		return // at the cap; the tick tries again
+	}
+	d.alone = true
+	d.wg.Go(func() {
+		err := d.readOrigin(ctx, t)
+		<-d.e.origins
+		d.post(func() { d.originEnded(err) })
+	})
+}
+
+// originEnded concludes a read from the origin.
+func (d *download) originEnded(err error) {
+	d.alone = false
+	if err == nil || errors.Is(err, errBack) || errors.Is(err, context.Canceled) {
+		return
+	}
+	if up, _ := d.e.o.Supernode.Connected(); up {
+		return // the swarm goes on
+	}
+	d.fail(originFailure(d.id, err))
+}
+
+// originFailure is err as what Open fails with.
+func originFailure(id task.ID, err error) error {
+	f := &Failure{ID: id, Message: err.Error(), Permanent: origin.IsPermanent(err)}
+	var answer *origin.StatusError
+	if errors.As(err, &answer) {
+		f.Status, f.Header = answer.Status, answer.Header
+	}
+	return f
+}
+
+// errBack ends a read from the origin because the supernode is back.
+var errBack = errors.New("the supernode is back")
+
+// readOrigin fetches what is wanted and missing from the origin.
+func (d *download) readOrigin(ctx context.Context, t *piecestore.Task) error {
+	first := t == nil || !isClosed(d.ready)
+	d.mu.Lock()
+	r := d.r
+	d.mu.Unlock()
+	if first {
+		r = d.first // its rights are what the origin's answer settles
+	}
+	src, authorized := r.Source, r.Authorized
+	obj := origin.Object{URL: src.URL, Header: src.Header}
+	if !authorized || src.Credential != (origin.Credential{}) {
+		obj.Credentials = []origin.Credential{src.Credential}
+	}
+	d.e.o.Log.Info("reading from the origin: no supernode is reachable", "task", d.id, "url", origin.RedactURL(src.URL))
+	if first {
+		body, err := d.e.o.Origin.Open(ctx, obj, 0, -1)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		if t, err = d.adopt(ctx, body, src.URL); err != nil {
+			return err
+		}
+		return d.takePieces(ctx, t, body, 0, t.Table().Count())
+	}
+	for {
+		run := d.firstRun(t)
+		if run.first == run.end {
+			return nil
+		}
+		if err := d.readRun(ctx, t, obj, run); err != nil {
+			return err
+		}
+	}
+}
+
+// adopt makes the store's task for a body from the origin.
+func (d *download) adopt(ctx context.Context, body *origin.Body, url string) (*piecestore.Task, error) {
+	if body.Length < 0 {
+		return nil, fmt.Errorf("%s: the origin does not tell the length, and no supernode is reachable", origin.RedactURL(url))
+	}
+	made := make(chan error, 1)
+	d.post(func() {
+		d.mu.Lock()
+		r, t := d.r, d.t
+		d.mu.Unlock()
+		table := task.Uniform(body.Length)
+		var err error
+		if t == nil || t.Table().Length != table.Length {
+			err = d.create(r, table)
+		}
+		if err == nil {
+			d.settle(nil)
+			d.open()
+		}
+		made <- err
+	})
+	select {
+	case err := <-made:
+		if err != nil {
+			return nil, err
+		}
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.t, nil
+}
+
+// pieceRun is the pieces [first, end).
+type pieceRun struct{ first, end int }
+
+// firstRun is the run of wanted, missing pieces that a reader waits for, or the
+// first one.
+func (d *download) firstRun(t *piecestore.Task) pieceRun {
+	missing := d.wantedMissing(t)
+	if len(missing) == 0 {
+		return pieceRun{}
+	}
+	d.mu.Lock()
+	from := 0
+	for r := range d.readers {
+		for k, i := range missing {
+			if i >= r.next {
+				from = k
+				break
+			}
+		}
+		break
+	}
+	d.mu.Unlock()
+	run := pieceRun{missing[from], missing[from] + 1}
+	for _, i := range missing[from+1:] {
+		if i != run.end {
+			break
+		}
+		run.end++
+	}
+	return run
+}
+
+func (d *download) wantedMissing(t *piecestore.Task) []int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return missing(scheduler.Download{Wanted: d.wanted, Held: t.Held()})
+}
+
+func (d *download) readRun(ctx context.Context, t *piecestore.Task, obj origin.Object, run pieceRun) error {
+	off, _ := t.Table().Piece(run.first)
+	lastOff, lastN := t.Table().Piece(run.end - 1)
+	body, err := d.e.o.Origin.Open(ctx, obj, off, lastOff+lastN-off)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	if body.Length >= 0 && body.Length != t.Table().Length {
+		return fmt.Errorf("%s: it has %d bytes now and had %d", origin.RedactURL(obj.URL), body.Length, t.Table().Length)
+	}
+	if !body.Ranged {
+		run.first = 0
+	}
+	return d.takePieces(ctx, t, body, run.first, run.end)
+}
+
+// takePieces stores the pieces [first, end), which come next in body. It stops
+// with errBack between two pieces when the supernode has come back.
+func (d *download) takePieces(ctx context.Context, t *piecestore.Task, body io.Reader, first, end int) error {
+	for i := first; i < end; i++ {
+		_, n := t.Table().Piece(i)
+		if t.Has(i) {
+			if _, err := io.CopyN(io.Discard, body, n); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := t.WritePiece(ctx, i, nil, io.LimitReader(body, n)); err != nil {
+			return err
+		}
+		d.received(FromOrigin, n)
+		d.wake()
+		if up, since := d.e.o.Supernode.Connected(); up && d.e.o.Now().Sub(since) > time.Second && i+1 < end {
+			return errBack
+		}
+	}
+	return nil
+}

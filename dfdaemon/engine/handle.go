@@ -1,0 +1,300 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/damselfly-io/damselfly/internal/piecestore"
+	"github.com/damselfly-io/damselfly/internal/task"
+)
+
+// Handle reads one task. Copy may be called concurrently.
+type Handle struct {
+	e *Engine
+	r Request
+
+	mu    sync.Mutex
+	t     *piecestore.Task
+	d     *download // nil when the store had it complete
+	meta  Meta
+	close sync.Once
+}
+
+// reader is one Copy under way; its download fetches ahead of it.
+type reader struct {
+	next int       // guarded by download.mu
+	d    *download // where it is enrolled; nil if nowhere
+}
+
+// ID names the task.
+func (h *Handle) ID() task.ID { return h.t.ID() }
+
+// Table divides the task into pieces.
+func (h *Handle) Table() task.Table { return h.t.Table() }
+
+// Meta is what the origin said about the content, as far as that is known here.
+func (h *Handle) Meta() Meta {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.d == nil || h.meta != (Meta{}) {
+		return h.meta
+	}
+	h.d.mu.Lock()
+	defer h.d.mu.Unlock()
+	return h.d.meta
+}
+
+// Close gives the handle back.
+func (h *Handle) Close() {
+	h.close.Do(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.t != nil {
+			h.t.Release()
+		}
+		if h.d != nil {
+			h.d.leave()
+		}
+	})
+}
+
+// download returns the handle's download, nil if there is none.
+func (h *Handle) download() *download {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.d
+}
+
+// rejoin starts a download for content that was complete and was found damaged.
+func (h *Handle) rejoin() (*download, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.r
+	r.Authorized = true // it was being served
+	if h.d != nil {
+		select {
+		case <-h.d.done:
+			h.d.leave()
+			h.d = nil
+		default:
+			return h.d, nil
+		}
+	}
+	if h.d, _ = h.e.use(r); h.d == nil {
+		return nil, errStopping
+	}
+	return h.d, nil
+}
+
+// Want asks for ranges without waiting for them; none means everything.
+func (h *Handle) Want(ranges []Range) error {
+	d := h.download()
+	if d == nil {
+		return nil
+	}
+	r := h.r
+	r.Whole, r.Ranges, r.Authorized = len(ranges) == 0, ranges, true
+	if d.enter(r) {
+		d.leave()
+	}
+	return nil
+}
+
+// Copy sends the n bytes at off to w, in order, each piece as soon as it is
+// there and verified. It returns how many bytes it has sent.
+func (h *Handle) Copy(ctx context.Context, w io.Writer, off, n int64) (sent int64, err error) {
+	table := h.Table()
+	if off < 0 || n < 0 || off+n > table.Length {
+		return 0, fmt.Errorf("range [%d, +%d) of %s: it has %d bytes", off, n, h.ID().Short(), table.Length)
+	}
+	if n == 0 {
+		return 0, nil
+	}
+	r := &reader{next: table.Index(off)}
+	defer r.enrol(nil)
+	if d := h.download(); d != nil {
+		r.enrol(d)
+	} else {
+		h.e.o.Received(FromLocal, n)
+	}
+	for end := off + n; off < end; {
+		f, stop, err := h.await(ctx, r, table.Index(off), table.Index(end-1)+1)
+		if err != nil {
+			return sent, err
+		}
+		lastOff, lastN := table.Piece(stop - 1)
+		m, err := copyRange(w, f, off, min(end, lastOff+lastN)-off)
+		sent += m
+		off += m
+		if err != nil {
+			return sent, fmt.Errorf("sending %s at %d: %w", h.ID().Short(), off, err)
+		}
+	}
+	return sent, nil
+}
+
+// copyRange sends n bytes of f at off and closes f. It is a plain copy from a
+// file, so that the kernel sends from the page cache.
+func copyRange(w io.Writer, f *os.File, off, n int64) (int64, error) {
+	defer f.Close() //nolint:errcheck // opened for reading
+	if _, err := f.Seek(off, io.SeekStart); err != nil {
+		return 0, err
+	}
+	return io.CopyN(w, f, n)
+}
+
+// checkAhead bounds how many pieces are checked before the first is sent.
+const checkAhead = 64
+
+// await waits until piece first can be read. It returns a file to read from,
+// and the end of the run of pieces from first, up to limit, that it is good for.
+func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.File, end int, err error) {
+	for {
+		d := h.download()
+		ready := func(i int) bool { return h.t.Has(i) }
+		var grown chan struct{}
+		if d != nil {
+			d.mu.Lock()
+			r.next = first
+			grown = d.grown
+			failed := d.err
+			held := d.readableLocked()
+			d.mu.Unlock()
+			ready = held.Has
+			if failed != nil && !ready(first) {
+				return nil, 0, failed
+			}
+		}
+		for end = first; end < limit && end < first+checkAhead && ready(end); {
+			end++
+		}
+		if end > first {
+			f, err := h.t.OpenPieces(ctx, first, end)
+			var damaged *piecestore.DamagedError
+			switch {
+			case err == nil:
+				return f, end, nil
+			case errors.As(err, &damaged) && damaged.Piece > first:
+				limit = damaged.Piece
+				continue
+			case !errors.As(err, &damaged) && !errors.Is(err, piecestore.ErrNotHeld):
+				return nil, 0, err
+			}
+		}
+		if d == nil || isClosed(d.done) {
+			next, err := h.rejoin()
+			if err != nil {
+				return nil, 0, err
+			}
+			r.enrol(next)
+			continue
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return nil, 0, fmt.Errorf("waiting for piece %d of %s: %w", first, h.ID().Short(), context.Cause(ctx))
+		}
+	}
+}
+
+// readableLocked is the set of pieces that readers may have: all that is held,
+// but not the end of content whose digest as a whole is not checked yet.
+func (d *download) readableLocked() task.Set {
+	if d.t == nil {
+		return nil
+	}
+	held := d.t.Held()
+	if _, checkable := d.id.Digest(); checkable && d.whole && !d.t.Complete() {
+		held.Remove(d.t.Table().Count() - 1)
+	}
+	return held
+}
+
+// enrol makes d fetch ahead of r, and no other download; nil: none.
+func (r *reader) enrol(d *download) {
+	if r.d == d {
+		return
+	}
+	if r.d != nil {
+		r.d.mu.Lock()
+		delete(r.d.readers, r)
+		r.d.mu.Unlock()
+	}
+	if r.d = d; d != nil {
+		d.mu.Lock()
+		d.readers[r] = struct{}{}
+		d.mu.Unlock()
+		d.post(func() {})
+	}
+}
+
+// WaitComplete returns when all of the task is held and checked.
+func (h *Handle) WaitComplete(ctx context.Context) error {
+	for !h.t.Complete() {
+		d := h.download()
+		if d == nil || isClosed(d.done) {
+			next, err := h.rejoin()
+			if err != nil {
+				return err
+			}
+			d = next
+		}
+		d.mu.Lock()
+		grown, failed := d.grown, d.err
+		d.mu.Unlock()
+		if failed != nil {
+			return failed
+		}
+		if h.t.Complete() {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", h.ID().Short(), context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// Progress is how far a task has come.
+type Progress struct {
+	HeldPieces int
+	HeldBytes  int64
+	Complete   bool
+	Active     bool
+	Err        error
+	From       map[From]int64 // bytes received by this download
+}
+
+// Progress returns how far the task has come, and a channel that is closed when
+// there is news; nil when there will be none.
+func (h *Handle) Progress() (Progress, <-chan struct{}) {
+	d := h.download()
+	p := Progress{Complete: h.t.Complete()}
+	var grown chan struct{}
+	if d != nil {
+		d.mu.Lock()
+		grown, p.Err = d.grown, d.err
+		p.From = map[From]int64{}
+		for k, v := range d.from {
+			p.From[k] = v
+		}
+		d.mu.Unlock()
+		p.Active = !isClosed(d.done)
+	}
+	held := h.t.Held()
+	p.HeldPieces = held.Len()
+	for i := range held.All() {
+		_, n := h.t.Table().Piece(i)
+		p.HeldBytes += n
+	}
+	if !p.Active {
+		grown = nil
+	}
+	return p, grown
+}
