@@ -29,6 +29,7 @@ import (
 	"github.com/damselfly-io/damselfly/internal/secret"
 	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/telemetry"
+	"github.com/damselfly-io/damselfly/internal/upstream"
 )
 
 // listeners are the daemon's open ports; proxy is nil if there is none.
@@ -132,7 +133,7 @@ func open(c Config, log *slog.Logger) (_ *daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("join-token-file: %w", err)
 	}
-	registries, err := mirror.ParseRegistries(c.AllowRegistry)
+	registries, err := upstream.Parse(c.AllowRegistry)
 	if err != nil {
 		return nil, fmt.Errorf("allow-registry: %w", err)
 	}
@@ -230,7 +231,6 @@ func (d *daemon) serveSocket(ctx context.Context, lis net.Listener) error {
 		return fmt.Errorf("serving %s: %w", lis.Addr(), err)
 	case <-ctx.Done():
 		srv.Stop()
-		<-served
-		return nil
+		return <-served
 	}
 }

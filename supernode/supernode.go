@@ -27,6 +27,7 @@ import (
 	"github.com/damselfly-io/damselfly/internal/ticket"
 	"github.com/damselfly-io/damselfly/supernode/cdn"
 	"github.com/damselfly-io/damselfly/supernode/exchange"
+	"github.com/damselfly-io/damselfly/supernode/preheat"
 	"github.com/damselfly-io/damselfly/supernode/state"
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
@@ -102,7 +103,7 @@ type supernode struct {
 	tracker  *tracker.Tracker
 	cache    *cdn.Cache
 	exchange *exchange.Exchanger
-	jobs     *jobs
+	jobs     *preheat.Manager
 	master   []byte
 }
 
@@ -141,13 +142,14 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 		MaxParents: c.MaxParents, TicketTTL: c.TicketTTL, Quarantine: c.Quarantine,
 		OnQuarantine: func(string) { s.metrics.quarantined.Inc() },
 	})
+	hub := preheat.NewHub(s.tracker)
 	s.cache = cdn.New(cdn.Options{
-		Store: s.store, Origin: s.origin, Events: s.tracker, Log: log, SpoolDir: c.DataDir,
+		Store: s.store, Origin: s.origin, Events: hub, Log: log, SpoolDir: c.DataDir,
 		Segment: int64(c.OriginSegment), Parallel: c.OriginParallel, AuthTTL: c.AuthTTL, ResolveTTL: c.TagTTL,
 	})
 	s.tracker.Use(s.cache)
 	s.exchange = exchange.New(exchange.Options{Origin: s.origin, TagTTL: c.TagTTL, DigestTTL: c.AuthTTL})
-	s.jobs, err = newJobs(c, s)
+	s.jobs, err = s.newJobs(c, hub)
 	return s, err
 }
 
@@ -205,13 +207,12 @@ func (s *supernode) pieceServer(ctx context.Context, c Config) http.Handler {
 	})
 }
 
-// Memory per connection matters with thousands of nodes: small buffers, shared
-// between connections while idle.
+// Memory per connection matters with thousands of nodes.
 const grpcBuffer = 4 << 10
 
 func (s *supernode) serveGRPC(ctx context.Context, lis net.Listener, join secret.Join) error {
 	srv := grpc.NewServer(append(join.ServerOptions(),
-		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(16<<20),
@@ -225,7 +226,6 @@ func (s *supernode) serveGRPC(ctx context.Context, lis net.Listener, join secret
 	case <-ctx.Done():
 		s.tracker.Disconnect()
 		srv.Stop()
-		<-served
-		return nil
+		return <-served
 	}
 }

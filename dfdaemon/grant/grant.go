@@ -76,6 +76,9 @@ func Open(dir string, ttl time.Duration, now func() time.Time) (*Store, error) {
 		return nil, fmt.Errorf("opening grants: %w", err)
 	}
 	s := &Store{dir: dir, ttl: ttl, now: now, grants: map[string]*held{}}
+	if err := s.clean(); err != nil {
+		return nil, err
+	}
 	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
 		return nil, fmt.Errorf("opening grants: %w", err)
@@ -97,8 +100,25 @@ func Open(dir string, ttl time.Duration, now func() time.Time) (*Store, error) {
 	return s, nil
 }
 
+// tempName is the pattern of files that are being written.
+const tempName = "grant-*"
+
+// clean removes what a process that was killed has left half written.
+func (s *Store) clean() error {
+	names, err := filepath.Glob(filepath.Join(s.dir, tempName))
+	if err != nil {
+		return fmt.Errorf("opening grants: %w", err)
+	}
+	for _, name := range names {
+		if err := os.Remove(name); err != nil {
+			return fmt.Errorf("dropping a half-written grant: %w", err)
+		}
+	}
+	return nil
+}
+
 func read(name string) (Manifest, error) {
-	b, err := os.ReadFile(name) //nolint:gosec // a name below our own directory
+	b, err := os.ReadFile(name)
 	if err != nil {
 		return Manifest{}, err
 	}
@@ -155,6 +175,9 @@ func (s *Store) Add(m Manifest, credKey string) error {
 	h := s.grants[k]
 	fresh := h == nil
 	if fresh {
+		if err := s.sweepLocked(); err != nil {
+			return err
+		}
 		h = &held{m: m, blobs: blobsOf(m.Body), creds: map[string]bool{}}
 		s.grants[k] = h
 	}
@@ -172,6 +195,20 @@ func (s *Store) Add(m Manifest, credKey string) error {
 	return s.save(k, h.m)
 }
 
+// sweepLocked drops the grants that have ended.
+func (s *Store) sweepLocked() error {
+	for k, h := range s.grants {
+		if s.liveLocked(h) {
+			continue
+		}
+		if err := os.Remove(s.path(k)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("dropping a grant: %w", err)
+		}
+		delete(s.grants, k)
+	}
+	return nil
+}
+
 // untagLocked takes a tag from the manifest that it led to before.
 func (s *Store) untagLocked(registry, repo, tag, except string) {
 	for k, h := range s.grants {
@@ -186,7 +223,7 @@ func (s *Store) save(k string, m Manifest) error {
 	if err != nil {
 		return fmt.Errorf("keeping a grant: %w", err)
 	}
-	f, err := os.CreateTemp(s.dir, "grant-*")
+	f, err := os.CreateTemp(s.dir, tempName)
 	if err != nil {
 		return fmt.Errorf("keeping a grant: %w", err)
 	}
@@ -205,8 +242,9 @@ func (s *Store) save(k string, m Manifest) error {
 func (s *Store) Manifest(registry, repo, ref, credKey string) (Manifest, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, h := range s.grants {
+	for k, h := range s.grants {
 		if h.m.Registry == registry && h.m.Repo == repo && (h.m.Digest == ref || h.m.Tag == ref) && s.liveLocked(h) && h.creds[credKey] {
+			s.usedLocked(k, h)
 			return h.m, true
 		}
 	}
@@ -218,12 +256,24 @@ func (s *Store) Manifest(registry, repo, ref, credKey string) (Manifest, bool) {
 func (s *Store) Covers(registry, repo string, id task.ID, credKey string, anyCred bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, h := range s.grants {
+	for k, h := range s.grants {
 		if h.blobs[id] && h.m.Registry == registry && h.m.Repo == repo && s.liveLocked(h) && (anyCred || h.creds[credKey]) {
+			s.usedLocked(k, h)
 			return true
 		}
 	}
 	return false
+}
+
+// usedLocked notes that a grant was used. On disk that is kept to a tenth of
+// the TTL.
+func (s *Store) usedLocked(k string, h *held) {
+	now := s.now()
+	if now.Sub(h.m.Used) <= s.ttl/10 {
+		return
+	}
+	h.m.Used = now
+	_ = s.save(k, h.m) // in memory it counts all the same
 }
 
 func (s *Store) liveLocked(h *held) bool { return s.now().Sub(h.m.Used) <= s.ttl }

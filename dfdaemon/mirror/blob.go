@@ -26,21 +26,43 @@ func (m *Mirror) blob(c *call) {
 		Source:   wire.Source{ID: id, URL: c.url(), Credential: c.cred},
 		Priority: pieces.Demand, Authorized: m.isAccepted(c), Whole: c.r.Header.Get("Range") == "",
 	}
-	h, err := m.o.Engine.Open(c.r.Context(), req)
-	if errors.Is(err, engine.ErrUnsettled) {
-		if !m.authorize(c, id) {
-			return
-		}
-		req.Authorized = true
-		h, err = m.o.Engine.Open(c.r.Context(), req)
-	}
+	h, err := m.open(c, req)
 	if err != nil {
 		m.failed(c, err)
 		return
 	}
+	if h == nil {
+		return // answered
+	}
 	defer h.Close()
-	m.accept(c)
 	m.stream(c, h)
+}
+
+// open opens a blob once the call's client is known to have the right to it. It
+// returns nil when the client has been refused, and answered.
+func (m *Mirror) open(c *call, req engine.Request) (*engine.Handle, error) {
+	h, err := m.o.Engine.Open(c.r.Context(), req)
+	switch {
+	case req.Authorized:
+		return h, err
+	case err == nil: // the registry has let in this very request
+		m.accept(c)
+		return h, nil
+	case errors.Is(err, engine.ErrUnsettled):
+		if !m.authorize(c, req.ID) {
+			return nil, nil
+		}
+	case isRefusal(err) || !m.o.Grants.Covers(c.registry, c.repo, req.ID, c.credKey(), false):
+		return nil, err
+	}
+	req.Authorized = true
+	return m.o.Engine.Open(c.r.Context(), req)
+}
+
+// isRefusal reports whether err is the registry's no, rather than trouble.
+func isRefusal(err error) bool {
+	var f *engine.Failure
+	return errors.As(err, &f) && f.Status >= 400 && f.Status < 500 && f.Status != http.StatusTooManyRequests
 }
 
 // authorize asks the registry whether the call's client may read a blob that is

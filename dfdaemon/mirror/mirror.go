@@ -15,6 +15,7 @@ import (
 	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/dfdaemon/grant"
 	"github.com/damselfly-io/damselfly/internal/origin"
+	"github.com/damselfly-io/damselfly/internal/upstream"
 )
 
 // Exchanger performs small registry requests through the supernode.
@@ -27,7 +28,7 @@ type Options struct {
 	Engine     *engine.Engine
 	Exchange   Exchanger
 	Origin     *origin.Client // for when no supernode is reachable
-	Registries *Registries
+	Registries *upstream.List // the allow-list
 	Grants     *grant.Store
 	Log        *slog.Logger
 	Now        func() time.Time
@@ -109,7 +110,7 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(rec, http.StatusNotFound, "UNSUPPORTED", err.Error())
 		return
 	}
-	base, ok := m.o.Registries.Upstream(req.registry)
+	base, ok := m.o.Registries.Of(req.registry)
 	if !ok {
 		refuse(rec, http.StatusForbidden, "DENIED", fmt.Sprintf(
 			"registry %q is not mirrored here: add it to dfdaemon's allow-registry (--allow-registry %s)", req.registry, req.registry))

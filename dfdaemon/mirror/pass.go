@@ -84,7 +84,7 @@ func (m *Mirror) pass(c *call) {
 	if a.status < 300 && (c.kind == "manifests" || c.kind == "blobs") {
 		m.accept(c)
 	}
-	if a.status == http.StatusOK && c.kind == "manifests" && c.r.Method == http.MethodGet && a.body != nil {
+	if a.status == http.StatusOK && c.kind == "manifests" && c.r.Method == http.MethodGet {
 		m.grant(c, a)
 	}
 	send(c, a)
@@ -93,8 +93,11 @@ func (m *Mirror) pass(c *call) {
 // verify compares content that is named by digest with its name, and other
 // manifests with the digest that the registry says they have.
 func verify(c *call, a answer) error {
-	if a.status != http.StatusOK || c.kind != "manifests" || c.r.Method != http.MethodGet || a.body == nil {
+	if a.status != http.StatusOK || c.kind != "manifests" || c.r.Method != http.MethodGet {
 		return nil
+	}
+	if a.stream != nil {
+		return fmt.Errorf("%s: the registry sent a manifest of more than %d bytes", c.object(), maxHeld)
 	}
 	want := c.ref
 	if !strings.Contains(want, ":") {

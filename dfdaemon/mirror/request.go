@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/internal/upstream"
 )
 
 // request is a parsed request of the distribution API.
@@ -22,10 +23,9 @@ type request struct {
 
 // Forms of names, from the distribution specification.
 var (
-	repoForm     = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagForm      = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	digestForm   = regexp.MustCompile(`^[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
-	registryForm = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
+	repoForm   = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagForm    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
+	digestForm = regexp.MustCompile(`^[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
 )
 
 // maxRepo bounds a repository name, as registries do.
@@ -58,7 +58,7 @@ func parse(u *url.URL) (request, error) {
 	q.Del("ns")
 	r.query = q.Encode()
 	if ns != "" {
-		if !registryForm.MatchString(ns) || len(ns) > maxRepo {
+		if !upstream.ValidHost(ns) {
 			return request{}, &badName{"registry in ns", ns}
 		}
 		r.registry = ns
@@ -70,7 +70,7 @@ func parse(u *url.URL) (request, error) {
 	if !r.split(rest) {
 		return request{}, errUnknownPath
 	}
-	if first, repo, more := strings.Cut(r.repo, "/"); ns == "" && more && strings.ContainsAny(first, ".:") && registryForm.MatchString(first) {
+	if first, repo, more := strings.Cut(r.repo, "/"); ns == "" && more && strings.ContainsAny(first, ".:") && upstream.ValidHost(first) {
 		// "quay.io/org/app": no repository of docker.io has a dot or a port in
 		// its first element.
 		r.registry, r.repo = first, repo
@@ -136,7 +136,7 @@ var headersUp = []string{"Accept", "Authorization", "If-None-Match", "User-Agent
 // headersDown are those of the registry that a client gets.
 var headersDown = []string{
 	"Content-Type", "Docker-Content-Digest", "Docker-Distribution-Api-Version", "Etag", "Link",
-	"Oci-Subject", "Oci-Filters-Applied", "Retry-After", "Www-Authenticate", "Ratelimit-Limit", "Ratelimit-Remaining",
+	"Accept-Ranges", "Content-Range", "Oci-Subject", "Oci-Filters-Applied", "Retry-After", "Www-Authenticate", "Ratelimit-Limit", "Ratelimit-Remaining",
 }
 
 func pick(h http.Header, names []string) http.Header {

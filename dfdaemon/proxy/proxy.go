@@ -57,9 +57,11 @@ func New(o Options) (*Proxy, error) {
 		}
 		p.rules = append(p.rules, re)
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil // or a proxy that is told of itself goes round in circles
-	transport.DisableCompression = true
+	// No proxy of its own: one that is told of itself goes round in circles.
+	transport := &http.Transport{
+		DialContext: p.dialer.DialContext, DisableCompression: true,
+		MaxIdleConnsPerHost: 16, IdleConnTimeout: 90 * time.Second,
+	}
 	p.forward = &httputil.ReverseProxy{
 		Rewrite:   func(r *httputil.ProxyRequest) { r.Out.Host = r.In.Host },
 		Transport: transport,

@@ -30,7 +30,7 @@ import (
 	"github.com/damselfly-io/damselfly/internal/ticket"
 )
 
-// ErrUnreachable: no supernode is connected.
+// ErrUnreachable says that no supernode is connected.
 var ErrUnreachable = errors.New("no supernode is reachable")
 
 // Handler receives what the supernode says.
@@ -285,7 +285,9 @@ func (c *Client) Exchange(ctx context.Context, r *apiv1.ExchangeRequest) (*apiv1
 		return nil, ErrUnreachable
 	}
 	resp, err := apiv1.NewSwarmClient(conn).Exchange(ctx, r)
-	if status.Code(err) == codes.Unavailable { // the service never answers so itself
+	// The service answers with neither of these by itself: the connection has
+	// broken, or this end has closed it because the stream had.
+	if code := status.Code(err); code == codes.Unavailable || code == codes.Canceled && ctx.Err() == nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	if err != nil {

@@ -4,11 +4,12 @@ package httprange
 
 import (
 	"errors"
+	"math"
 	"strconv"
 	"strings"
 )
 
-// ErrUnsatisfiable: the range begins beyond the end.
+// ErrUnsatisfiable says that the range begins beyond the end.
 var ErrUnsatisfiable = errors.New("range begins beyond the end")
 
 // Parse reads a Range header for content of the given size. A header that
@@ -52,11 +53,17 @@ func Parse(header string, size int64) (off, n int64, partial bool, err error) {
 	return off, end - off + 1, true, nil
 }
 
+// parseOffset reads digits. A number beyond any content is as good as the
+// largest.
 func parseOffset(s string) (int64, error) {
 	for _, c := range []byte(s) {
 		if c < '0' || c > '9' {
 			return 0, strconv.ErrSyntax
 		}
 	}
-	return strconv.ParseInt(s, 10, 64)
+	n, err := strconv.ParseInt(s, 10, 64)
+	if errors.Is(err, strconv.ErrRange) {
+		return math.MaxInt64, nil
+	}
+	return n, err
 }

@@ -109,10 +109,7 @@ func (c *Client) Haves(ctx context.Context, p Parent, id task.ID, pieces int, ha
 		return fmt.Errorf("haves of %s from %s: %w", id.Short(), p.Address, err)
 	}
 	defer resp.Body.Close()
-	if err := readFeed(resp.Body, pieces, have); err != nil {
-		return fmt.Errorf("haves of %s from %s: %w", id.Short(), p.Address, err)
-	}
-	return nil
+	return fmt.Errorf("haves of %s from %s: %w", id.Short(), p.Address, readFeed(resp.Body, pieces, have))
 }
 
 func (c *Client) get(ctx context.Context, p Parent, path string, prio Priority) (*http.Response, error) {

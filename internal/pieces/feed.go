@@ -19,8 +19,8 @@ func appendRuns(b []byte, set, sent task.Set) []byte {
 	first, count := 0, 0
 	flush := func() {
 		if count > 0 {
-			b = binary.AppendUvarint(b, uint64(first))
-			b = binary.AppendUvarint(b, uint64(count))
+			b = binary.AppendUvarint(b, uint64(first)) // #nosec G115 -- piece numbers
+			b = binary.AppendUvarint(b, uint64(count)) // #nosec G115 -- as above
 		}
 	}
 	for w := range set {
@@ -55,7 +55,7 @@ func readFeed(r io.Reader, pieces int, have func(first, count int)) error {
 		if err != nil {
 			return err
 		}
-		if first > uint64(pieces) || count > uint64(pieces)-first {
+		if n := uint64(pieces); first > n || count > n-first { // #nosec G115 -- a count
 			return fmt.Errorf("%w: pieces [%d, +%d) of %d", errFeed, first, count, pieces)
 		}
 		if count > 0 {

@@ -68,6 +68,15 @@ type Request struct {
 	Table      *task.Table // for a new task; nil: uniform
 }
 
+// credentials are what the origin is asked with on behalf of r: its own, or, if
+// it has none and needs none, those the supernode is configured with.
+func (r Request) credentials() []origin.Credential {
+	if r.Authorized && r.Credential == (origin.Credential{}) {
+		return nil
+	}
+	return []origin.Credential{r.Credential}
+}
+
 func (r Request) object(creds []origin.Credential) origin.Object {
 	return origin.Object{URL: r.URL, Header: r.Header, Credentials: creds}
 }
@@ -139,7 +148,8 @@ func (c *Cache) Ensure(ctx context.Context, r Request) (*Object, error) {
 				o.Release()
 				return nil, err
 			}
-			return o, o.want(r)
+			o.want(r)
+			return o, nil
 		}
 		o, mine, err := c.open(ctx, r)
 		if err != nil && !mine && retryWithOwn(err) {
@@ -150,7 +160,8 @@ func (c *Cache) Ensure(ctx context.Context, r Request) (*Object, error) {
 		}
 		if mine {
 			c.auth.add(r)
-			return o, o.want(r)
+			o.want(r)
+			return o, nil
 		}
 		o.Release() // check this requester too
 	}
@@ -189,20 +200,22 @@ func (c *Cache) insertLocked(id task.ID, t *piecestore.Task) *Object {
 // mine says that the answer was to this very request rather than to an equal
 // one of somebody else.
 func (c *Cache) open(ctx context.Context, r Request) (o *Object, mine bool, err error) {
-	v, err, _ := c.opening.Do(string(r.ID), func() (any, error) {
+	_, err, _ = c.opening.Do(string(r.ID), func() (any, error) {
 		mine = true
-		return c.create(ctx, r)
+		var err error
+		o, err = c.create(ctx, r)
+		return nil, err
 	})
 	if err != nil {
 		return nil, mine, err
 	}
-	o = v.(*Object)
-	if !mine {
-		if o = c.lookup(r.ID); o == nil {
-			return nil, false, fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled)
-		}
+	if mine {
+		return o, true, nil
 	}
-	return o, mine, nil
+	if o = c.lookup(r.ID); o == nil {
+		return nil, false, fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled)
+	}
+	return o, false, nil
 }
 
 // create asks the origin for the start of the content, which also tells its
@@ -212,7 +225,7 @@ func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
 	if !r.Whole && len(r.Ranges) > 0 && r.Ranges[0].Offset >= c.o.Segment {
 		return c.createByHead(ctx, r)
 	}
-	body, err := c.o.Origin.Open(c.ctx, r.object([]origin.Credential{r.Credential}), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
+	body, err := c.o.Origin.Open(c.ctx, r.object(r.credentials()), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
 	if err != nil {
 		return nil, fmt.Errorf("opening %s at the origin: %w", r.URL, err)
 	}
@@ -220,7 +233,7 @@ func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
 }
 
 func (c *Cache) createByHead(ctx context.Context, r Request) (*Object, error) {
-	info, err := c.o.Origin.Head(ctx, r.object([]origin.Credential{r.Credential}))
+	info, err := c.o.Origin.Head(ctx, r.object(r.credentials()))
 	if err != nil {
 		return nil, fmt.Errorf("asking the origin about %s: %w", r.URL, err)
 	}
@@ -280,7 +293,7 @@ func (c *Cache) add(r Request, info origin.Info) (o *Object, fresh bool, err err
 	o.meta = metaOf(info)
 	o.ranges = info.Ranges
 	o.source = r
-	o.creds = []origin.Credential{r.Credential}
+	o.creds = r.credentials()
 	return o, true, nil
 }
 

@@ -125,7 +125,9 @@ func (o *Object) work(s segment, body *origin.Body) {
 }
 
 // fetchSegment fetches the pieces of s that are missing. A credential that the
-// origin no longer accepts is replaced by those that arrived since.
+// origin no longer accepts is replaced by those that arrived since, and in the
+// end by those the supernode is configured with: whoever takes part was let in
+// when it came.
 func (o *Object) fetchSegment(s segment, body *origin.Body) error {
 	ctx, cancel := context.WithCancel(o.c.ctx)
 	defer cancel()
@@ -133,8 +135,14 @@ func (o *Object) fetchSegment(s segment, body *origin.Body) error {
 		creds := o.credentials()
 		err := o.tryOnce(ctx, s, body, creds)
 		body = nil
-		if err == nil || attempt >= maxCredentials || !denied(err) || sameCredentials(creds, o.credentials()) {
+		if err == nil || attempt >= maxCredentials || !denied(err) {
 			return err
+		}
+		if sameCredentials(creds, o.credentials()) {
+			if len(creds) == 0 || o.tryOnce(ctx, s, nil, nil) != nil {
+				return err
+			}
+			return nil
 		}
 	}
 }

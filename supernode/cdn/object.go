@@ -91,12 +91,14 @@ func (o *Object) busy() bool {
 }
 
 // want adds what r asks for and starts fetching it.
-func (o *Object) want(r Request) error {
+func (o *Object) want(r Request) {
 	o.mu.Lock()
 	if o.source.URL == "" || len(o.creds) == 0 {
 		o.source = r
 	}
-	o.addCredentialLocked(r.Credential)
+	for _, cred := range r.credentials() {
+		o.addCredentialLocked(cred)
+	}
 	o.requests++
 	for _, rg := range r.Ranges {
 		first, end := o.table.Span(rg.Offset, rg.Length)
@@ -110,7 +112,6 @@ func (o *Object) want(r Request) error {
 	o.mu.Unlock()
 	o.fetch()
 	o.verify()
-	return nil
 }
 
 // maxCredentials bounds the credentials kept for one object.

@@ -20,15 +20,17 @@ func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
 				o.Release()
 				return nil, err
 			}
-			return o, o.want(r)
+			o.want(r)
+			return o, nil
 		}
 	}
-	type result struct{ o *Object }
+	var o *Object
 	mine := false
-	v, err, _ := c.opening.Do("url "+r.URL, func() (any, error) {
+	_, err, _ := c.opening.Do("url "+r.URL, func() (any, error) {
 		mine = true
-		o, err := c.resolve(ctx, r, known)
-		return result{o}, err
+		var err error
+		o, err = c.resolve(ctx, r, known)
+		return nil, err
 	})
 	if err != nil {
 		if !mine && retryWithOwn(err) {
@@ -40,13 +42,13 @@ func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
 		return c.ensureURL(ctx, r)
 	}
 	c.auth.add(r)
-	o := v.(result).o
-	return o, o.want(r)
+	o.want(r)
+	return o, nil
 }
 
 // resolve asks the origin what r.URL is now.
 func (c *Cache) resolve(ctx context.Context, r Request, known task.ID) (*Object, error) {
-	creds := []origin.Credential{r.Credential}
+	creds := r.credentials()
 	if known != "" {
 		if info, err := c.o.Origin.Head(ctx, r.object(creds)); err == nil && c.urlID(r, info) == known {
 			if o := c.lookup(known); o != nil {

@@ -26,8 +26,8 @@ import (
 	"github.com/damselfly-io/damselfly/internal/origin"
 )
 
-// ErrTooLarge: the answer is larger than MaxBody; the asker should read it from
-// the origin itself.
+// ErrTooLarge says that the answer is larger than MaxBody: the asker should read
+// it from the origin itself.
 var ErrTooLarge = errors.New("answer is too large to share")
 
 // MaxBody is the largest answer that is shared, in bytes. The distribution
@@ -115,10 +115,8 @@ func (e *Exchanger) Do(ctx context.Context, method, url string, h http.Header) (
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%s %s: %w", method, url, ctx.Err())
 	case r := <-ch:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*Answer), nil
+		a, _ := r.Val.(*Answer) // nil with an error
+		return a, r.Err
 	}
 }
 

@@ -18,6 +18,12 @@ import (
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
 
+var (
+	_ Preheats = (*preheat.Manager)(nil)
+	_ Cluster  = (*tracker.Tracker)(nil)
+	_ Store    = (*piecestore.Store)(nil)
+)
+
 var when = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
 // fakePreheats keeps jobs in memory; tests move them on.
@@ -193,7 +199,7 @@ func (s *server) do(method, path, body string, header ...string) (answer, string
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		s.t.Fatal(err)

@@ -198,7 +198,11 @@ func (r *run) fetch(b *blob) {
 	}
 	b.tries++
 	b.asking, b.retryAt = true, time.Time{}
-	request := cdn.Request{ID: b.id, URL: b.url, Credential: r.j.cred, Whole: true}
+	// Without a credential of its own the job uses the supernode's: whoever may
+	// submit jobs may do so.
+	request := cdn.Request{
+		ID: b.id, URL: b.url, Credential: r.j.cred, Whole: true, Authorized: r.j.cred == origin.Credential{},
+	}
 	r.fetches.Go(func() {
 		obj, err := r.m.o.Cache.Ensure(r.ctx, request)
 		r.results <- ensured{b, obj, err} // room for one of every blob

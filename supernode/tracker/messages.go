@@ -56,7 +56,7 @@ func (t *Tracker) handle(ctx context.Context, p *peer, m *apiv1.PeerMessage) err
 	case *apiv1.PeerMessage_CommandStatus:
 		t.commandStatus(p, k.CommandStatus)
 	case *apiv1.PeerMessage_Hello:
-		return errors.New("Hello was sent twice")
+		return errors.New("a second Hello")
 	}
 	return nil // a kind that a newer daemon knows
 }

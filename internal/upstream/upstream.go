@@ -1,30 +1,38 @@
-package mirror
+// Package upstream says where registries are: from a list of HOST=URL entries,
+// or by convention.
+package upstream
 
 import (
 	"fmt"
 	"net"
 	"net/url"
+	"regexp"
 	"strings"
 )
 
-// Registries is the allow-list: the upstream of each registry that may be
-// mirrored.
-type Registries struct {
+// hostForm is HOST or HOST:PORT, with IPv6 addresses in brackets.
+var hostForm = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?$`)
+
+// ValidHost reports whether s has the form of a registry's name.
+func ValidHost(s string) bool { return len(s) <= 255 && hostForm.MatchString(s) }
+
+// List gives registries their upstreams.
+type List struct {
 	upstream map[string]string // base URL without a trailing slash
 }
 
-// ParseRegistries reads entries of the form HOST or HOST=URL. Without a URL the
+// Parse reads entries of the form HOST or HOST=URL. Without a URL the
 // upstream is https://HOST, http://HOST on loopback, and
 // https://registry-1.docker.io for docker.io.
-func ParseRegistries(entries []string) (*Registries, error) {
-	r := &Registries{upstream: map[string]string{}}
+func Parse(entries []string) (*List, error) {
+	r := &List{upstream: map[string]string{}}
 	for _, entry := range entries {
 		host, base, given := strings.Cut(entry, "=")
-		if !registryForm.MatchString(host) {
+		if !ValidHost(host) {
 			return nil, fmt.Errorf("registry %q: want HOST[:PORT] or HOST[:PORT]=URL", entry)
 		}
 		if !given {
-			base = defaultUpstream(host)
+			base = Default(host)
 		}
 		u, err := url.Parse(base)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.User != nil || u.RawQuery != "" {
@@ -35,7 +43,8 @@ func ParseRegistries(entries []string) (*Registries, error) {
 	return r, nil
 }
 
-func defaultUpstream(host string) string {
+// Default returns the base URL of a registry by convention: see Parse.
+func Default(host string) string {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		name = h
@@ -50,8 +59,8 @@ func defaultUpstream(host string) string {
 	return "https://" + host
 }
 
-// Upstream returns the base URL of a registry, false if it is not allowed.
-func (r *Registries) Upstream(registry string) (string, bool) {
+// Of returns the base URL of a registry, false if it is not on the list.
+func (r *List) Of(registry string) (string, bool) {
 	base, ok := r.upstream[registry]
 	return base, ok
 }
