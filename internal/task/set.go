@@ -27,14 +27,17 @@ func (s Set) Add(i int) { s[i/64] |= 1 << (i % 64) }
 
 // AddRange puts the pieces [first, end) into the set.
 func (s Set) AddRange(first, end int) {
-	for i := first; i < end; i++ {
-		s.Add(i)
+	for first < end {
+		// Whole words at a time: ranges come from the network and may be long.
+		in, n := first%64, min(64-first%64, end-first)
+		s[first/64] |= ^uint64(0) >> (64 - n) << in
+		first += n
 	}
 }
 
-// Remove takes piece i out of the set.
+// Remove takes piece i out of the set; pieces beyond its room are not in it.
 func (s Set) Remove(i int) {
-	if w := i / 64; w < len(s) {
+	if w := i / 64; i >= 0 && w < len(s) {
 		s[w] &^= 1 << (i % 64)
 	}
 }

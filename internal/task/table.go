@@ -44,13 +44,16 @@ type Table struct {
 
 // Uniform returns the table for content of the given length without structure
 // of its own: pieces of 1 MiB, doubled until there are at most 4,096; below
-// 128 MiB halved instead, down to 64 KiB, until there are at least 128.
+// 128 MiB halved instead, down to 64 KiB, until there are at least 128. The
+// table of a length beyond 16 TiB does not pass Validate.
 func Uniform(length int64) Table {
 	size := int64(basePieceSize)
 	for size > minPieceSize && length < size*smallPieces {
 		size /= 2
 	}
-	for length > size*MaxUniformPieces {
+	// No origin's word on a length may make this overflow: what needs larger
+	// pieces than there may be is left to Validate.
+	for size <= MaxPieceSize && length > size*MaxUniformPieces {
 		size *= 2
 	}
 	return Table{Length: length, PieceSize: size}
