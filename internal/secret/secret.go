@@ -21,7 +21,7 @@ import (
 const minToken = 16
 
 // ReadFile returns the token in a file, without surrounding white space; "" for
-// no file name.
+// no file name. A token is one word of printable ASCII, which headers can carry.
 func ReadFile(path string) (string, error) {
 	if path == "" {
 		return "", nil
@@ -33,6 +33,11 @@ func ReadFile(path string) (string, error) {
 	token := strings.TrimSpace(string(b))
 	if len(token) < minToken {
 		return "", fmt.Errorf("reading the token: %s holds %d characters; a token has at least %d (make one with: openssl rand -hex 32)", path, len(token), minToken)
+	}
+	for _, c := range []byte(token) {
+		if c <= ' ' || c > '~' {
+			return "", fmt.Errorf("reading the token: %s holds more than one word, or characters that cannot be sent in a header", path)
+		}
 	}
 	return token, nil
 }
