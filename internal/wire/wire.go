@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/internal/origin"
@@ -44,6 +45,9 @@ func Request(s *apiv1.Source) (Source, error) {
 		return Source{}, fmt.Errorf("%w: source URL must be an absolute http or https URL", ErrInvalid)
 	}
 	for _, h := range s.Headers {
+		if !validHeader(h.Name, h.Value) {
+			return Source{}, fmt.Errorf("%w: source has a malformed header", ErrInvalid)
+		}
 		out.Header.Add(h.Name, h.Value)
 	}
 	if c := s.Credential; c != nil {
@@ -57,6 +61,23 @@ func Request(s *apiv1.Source) (Source, error) {
 		out.Table = &table
 	}
 	return out, nil
+}
+
+// validHeader reports whether a header can be sent: RFC 9110 sections 5.1 and
+// 5.5. One that cannot would fail at each attempt, as if the origin were down.
+func validHeader(name, value string) bool {
+	for _, c := range []byte(name) {
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9'
+		if !letter && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(c)) {
+			return false
+		}
+	}
+	for _, c := range []byte(value) {
+		if c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return name != ""
 }
 
 // FromSource is the inverse of Request.
