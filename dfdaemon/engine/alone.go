@@ -60,11 +60,33 @@ func (d *download) originEnded(err error) {
 	if up, _ := d.e.o.Supernode.Connected(); up {
 		return // the swarm goes on
 	}
-	d.fail(originFailure(d.id, err))
+	if errors.Is(err, piecestore.ErrFull) {
+		d.fail(err)
+		return
+	}
+	f := originFailure(d.id, err)
+	if !d.passOn(f) {
+		d.fail(f)
+	}
+}
+
+// passOn gives the origin's refusal to whoever has started the download, and
+// lets it go on by the right of those who have joined since. It reports false if
+// there are none, or the origin has not refused.
+func (d *download) passOn(f *Failure) bool {
+	d.mu.Lock()
+	r := d.r
+	d.mu.Unlock()
+	if f.Status < 400 || f.Status >= 500 || d.first.Authorized || !r.Authorized {
+		return false
+	}
+	d.settle(f)
+	d.first = r
+	return true
 }
 
 // originFailure is err as what Open fails with.
-func originFailure(id task.ID, err error) error {
+func originFailure(id task.ID, err error) *Failure {
 	f := &Failure{ID: id, Message: err.Error(), Permanent: origin.IsPermanent(err)}
 	var answer *origin.StatusError
 	if errors.As(err, &answer) {

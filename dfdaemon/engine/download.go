@@ -8,6 +8,7 @@ import (
 	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/internal/origin"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/wire"
@@ -30,6 +31,7 @@ type download struct {
 	// when the origin let it in. 1-buffered.
 	settled chan error
 	first   Request
+	before  *download     // the one before it, nil if that is long over
 	done    chan struct{} // closed when run has returned
 
 	box mailbox
@@ -57,9 +59,8 @@ type download struct {
 	parents   map[string]*parent
 	share     scheduler.Share
 	fetches   map[*fetch]struct{}
-	following bool // the digest of the whole is being computed
-	alone     bool // reading from the origin
-	aloneErr  error
+	following bool      // the digest of the whole is being computed
+	alone     bool      // reading from the origin
 	idleSince time.Time // when the last user left; zero while there is one
 	gained    time.Time // when the last piece came, or the first was wanted
 	asked     time.Time // when Starved was sent last
@@ -95,9 +96,9 @@ func (d *download) deliver() {
 	}
 }
 
-func newDownload(e *Engine, r Request) *download {
+func newDownload(e *Engine, r Request, before *download) *download {
 	d := &download{
-		e: e, id: r.ID, r: r, first: r, users: 1, ready: make(chan struct{}), done: make(chan struct{}), settled: make(chan error, 1),
+		e: e, id: r.ID, r: r, first: r, before: before, users: 1, ready: make(chan struct{}), done: make(chan struct{}), settled: make(chan error, 1),
 		readers: map[*reader]struct{}{}, grown: make(chan struct{}), from: map[From]int64{},
 		requests: map[uint64]asking{}, parents: map[string]*parent{}, fetches: map[*fetch]struct{}{},
 		whole: r.Whole, ranges: r.Ranges,
@@ -180,6 +181,7 @@ func (d *download) run(ctx context.Context) {
 	d.ctx = ctx
 	tick := time.NewTicker(tickEvery)
 	defer tick.Stop()
+	d.succeed(ctx)
 	d.restore()
 	for {
 		d.deliver()
@@ -196,6 +198,19 @@ func (d *download) run(ctx context.Context) {
 	cancel()
 	d.wg.Wait()
 	d.finish()
+}
+
+// succeed waits for the end of the download before d: its last message takes
+// back the node's interest in the task, so it must not come after d's first.
+func (d *download) succeed(ctx context.Context) {
+	if d.before == nil {
+		return
+	}
+	select {
+	case <-d.before.done:
+	case <-ctx.Done():
+	}
+	d.before = nil // or each would keep all those before it in memory
 }
 
 // tickEvery is how often deadlines are looked at.
@@ -265,10 +280,11 @@ func (d *download) create(r Request, table task.Table) error {
 		d.stopFetches()
 		old.Release()
 	}
-	t, err := d.e.o.Store.Create(d.id, table, r.URL)
+	source := origin.RedactURL(r.URL) // it goes to disk
+	t, err := d.e.o.Store.Create(d.id, table, source)
 	if errors.Is(err, piecestore.ErrTableMismatch) {
 		if err = d.e.o.Store.Remove(d.id); err == nil {
-			t, err = d.e.o.Store.Create(d.id, table, r.URL)
+			t, err = d.e.o.Store.Create(d.id, table, source)
 		}
 	}
 	if err != nil {
@@ -362,6 +378,13 @@ func (d *download) fail(err error) {
 	d.open()
 }
 
+// failure is why the download has failed, nil if it has not.
+func (d *download) failure() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
 // wakeLocked lets readers look again.
 func (d *download) wakeLocked() {
 	close(d.grown)
@@ -423,6 +446,10 @@ func (d *download) finish() {
 	d.e.o.Supernode.Send(&apiv1.PeerMessage{Kind: &apiv1.PeerMessage_Leave{Leave: &apiv1.Leave{TaskId: string(d.id)}}})
 	if err != nil {
 		d.e.o.Log.Warn("a download failed", "task", d.id, "error", err)
+	} else {
+		// That the content came to be here says nothing about the right of
+		// whoever has started the download and was not answered.
+		err = ErrUnsettled
 	}
 	d.settle(err)
 	d.open()

@@ -77,16 +77,9 @@ type Engine struct {
 	mu          sync.Mutex
 	downloads   map[task.ID]*download
 	pending     map[uint64]*pending // URLs whose task the supernode is finding out
-	urls        map[string]known    // what URLs led to
 	commands    map[uint64]context.CancelFunc
 	quarantined map[string]time.Time
 	lastRequest uint64
-}
-
-// known is what a URL led to, and when that was found out.
-type known struct {
-	id task.ID
-	at time.Time
 }
 
 // New returns an engine.
@@ -111,7 +104,7 @@ func New(o Options) *Engine {
 	return &Engine{
 		o: o, ctx: ctx, cancel: cancel, seed: rand.Uint64(), // #nosec G404 -- breaks ties
 		origins:   make(chan struct{}, o.OriginReads),
-		downloads: map[task.ID]*download{}, pending: map[uint64]*pending{}, urls: map[string]known{},
+		downloads: map[task.ID]*download{}, pending: map[uint64]*pending{},
 		commands: map[uint64]context.CancelFunc{}, quarantined: map[string]time.Time{},
 	}
 }
@@ -165,7 +158,7 @@ type Failure struct {
 // Error returns the message.
 func (f *Failure) Error() string { return f.Message }
 
-// ErrUnsettled: the content is here or on its way for somebody else, and whether
+// ErrUnsettled means that the content is here or on its way for somebody else, and whether
 // this caller may read it is not settled. The caller asks the origin, and then
 // opens with Authorized set.
 var ErrUnsettled = errors.New("the right to read is not settled")
@@ -203,12 +196,12 @@ func (e *Engine) local(r Request) *Handle {
 
 // join takes part in the download of r.ID, which it starts if there is none.
 func (e *Engine) join(ctx context.Context, r Request) (*Handle, error) {
-	d, fresh := e.use(r)
-	if d == nil {
-		return nil, errStopping
+	d, err := e.use(r)
+	if err != nil {
+		return nil, err
 	}
 	h := &Handle{e: e, r: r, d: d}
-	if err := h.admit(ctx, fresh); err != nil {
+	if err := h.admit(ctx); err != nil {
 		h.Close()
 		return nil, err
 	}
@@ -217,12 +210,9 @@ func (e *Engine) join(ctx context.Context, r Request) (*Handle, error) {
 
 // admit waits until the handle may be used. The answer to the first request of
 // a download settles the rights of whoever made it, of nobody else.
-func (h *Handle) admit(ctx context.Context, fresh bool) (err error) {
+func (h *Handle) admit(ctx context.Context) (err error) {
 	d := h.d
 	if !h.r.Authorized {
-		if !fresh {
-			return ErrUnsettled
-		}
 		select {
 		case err = <-d.settled:
 		case <-ctx.Done():
@@ -241,18 +231,21 @@ func (h *Handle) admit(ctx context.Context, fresh bool) (err error) {
 	return err
 }
 
-// use returns the download of r.ID with one more user, and whether r started
-// it; nil when stopping.
-func (e *Engine) use(r Request) (d *download, fresh bool) {
+// use returns the download of r.ID with one more user. A request whose right is
+// not settled may start a download, but not take part in one: it must neither
+// be served by somebody else's right nor lend the download its credential.
+func (e *Engine) use(r Request) (*download, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.ctx.Err() != nil {
-		return nil, false
+		return nil, errStopping
 	}
-	d = e.downloads[r.ID]
+	d := e.downloads[r.ID]
+	if d != nil && !r.Authorized {
+		return nil, ErrUnsettled
+	}
 	if d == nil || !d.enter(r) {
-		fresh = true
-		d = newDownload(e, r)
+		d = newDownload(e, r, d)
 		e.downloads[r.ID] = d
 		e.wg.Go(func() {
 			d.run(e.ctx)
@@ -263,7 +256,7 @@ func (e *Engine) use(r Request) (d *download, fresh bool) {
 			e.mu.Unlock()
 		})
 	}
-	return d, fresh
+	return d, nil
 }
 
 // find returns the download of an id in a message, nil if there is none.

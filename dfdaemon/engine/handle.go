@@ -84,10 +84,9 @@ func (h *Handle) rejoin() (*download, error) {
 			return h.d, nil
 		}
 	}
-	if h.d, _ = h.e.use(r); h.d == nil {
-		return nil, errStopping
-	}
-	return h.d, nil
+	var err error
+	h.d, err = h.e.use(r)
+	return h.d, err
 }
 
 // Want asks for ranges without waiting for them; none means everything.
@@ -236,7 +235,7 @@ func (r *reader) enrol(d *download) {
 func (h *Handle) WaitComplete(ctx context.Context) error {
 	for !h.t.Complete() {
 		d := h.download()
-		if d == nil || isClosed(d.done) {
+		if d == nil || isClosed(d.done) && d.failure() == nil {
 			next, err := h.rejoin()
 			if err != nil {
 				return err

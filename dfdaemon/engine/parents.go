@@ -182,12 +182,16 @@ const (
 // markStuck notes the fetches that take too long, and ends those that take far
 // too long.
 func (d *download) markStuck(ctx context.Context, now time.Time) {
+	up, _ := d.e.o.Supernode.Connected()
 	for f := range d.fetches {
 		if !now.After(f.deadline) {
 			continue
 		}
 		f.stuck = true
-		if now.Sub(f.started) > patience*f.deadline.Sub(f.started) && ctx.Err() == nil && !f.from.seed {
+		if f.from.seed && up {
+			continue // it has the piece, or will have; nobody else may
+		}
+		if now.Sub(f.started) > patience*f.deadline.Sub(f.started) && ctx.Err() == nil {
 			f.from.pausedUntil = now.Add(sulk)
 			f.cancel()
 		}

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/internal/origin"
@@ -40,11 +41,29 @@ func (e *Engine) openURL(ctx context.Context, r Request) (*Handle, error) {
 	e.pending[number] = p
 	e.mu.Unlock()
 	e.o.Supernode.Send(p.interest)
-	select {
-	case res := <-p.done:
-		return res.h, res.err
-	case <-ctx.Done():
+	look := time.NewTicker(tickEvery)
+	defer look.Stop()
+	for {
+		select {
+		case res := <-p.done:
+			return res.h, res.err
+		case <-ctx.Done():
+			e.withdraw(number, p)
+			return nil, fmt.Errorf("opening %s: %w", origin.RedactURL(r.URL), context.Cause(ctx))
+		case <-e.ctx.Done():
+			e.withdraw(number, p)
+			return nil, errStopping
+		case <-look.C:
+			if up, since := e.o.Supernode.Connected(); !up && e.o.Now().Sub(since) >= e.o.Grace {
+				e.withdraw(number, p)
+				return e.openURLAlone(ctx, r)
+			}
+		}
 	}
+}
+
+// withdraw takes a request back.
+func (e *Engine) withdraw(number uint64, p *pending) {
 	e.mu.Lock()
 	_, waiting := e.pending[number]
 	delete(e.pending, number)
@@ -54,7 +73,6 @@ func (e *Engine) openURL(ctx context.Context, r Request) (*Handle, error) {
 			res.h.Close()
 		}
 	}
-	return nil, fmt.Errorf("opening %s: %w", origin.RedactURL(r.URL), context.Cause(ctx))
 }
 
 // found opens the task that the URL turned out to be. It is called on the
@@ -68,9 +86,6 @@ func (p *pending) found(e *Engine, info *apiv1.TaskInfo) {
 	}
 	r := p.r
 	r.ID = id
-	e.mu.Lock()
-	e.urls[r.URL] = known{id: id, at: e.o.Now()}
-	e.mu.Unlock()
 	r.Authorized = true // by the answer to this very request
 	if h := e.local(r); h != nil {
 		h.meta = metaOf(info)
@@ -78,9 +93,9 @@ func (p *pending) found(e *Engine, info *apiv1.TaskInfo) {
 		p.done <- result{h: h}
 		return
 	}
-	d, _ := e.use(r)
-	if d == nil {
-		p.done <- result{err: errStopping}
+	d, err := e.use(r)
+	if err != nil {
+		p.done <- result{err: err}
 		return
 	}
 	d.post(func() { d.setInfo(info) })
