@@ -185,7 +185,9 @@ func (s *Store) Add(m Manifest, credKey string) error {
 	h.creds[credKey] = true
 	h.m.Anonymous = h.m.Anonymous || m.Anonymous
 	if m.Tag != "" {
-		s.untagLocked(m.Registry, m.Repo, m.Tag, k)
+		if err := s.untagLocked(m.Registry, m.Repo, m.Tag, k); err != nil {
+			return err
+		}
 		h.m.Tag = m.Tag
 	}
 	if !changed {
@@ -210,12 +212,17 @@ func (s *Store) sweepLocked() error {
 }
 
 // untagLocked takes a tag from the manifest that it led to before.
-func (s *Store) untagLocked(registry, repo, tag, except string) {
+func (s *Store) untagLocked(registry, repo, tag, except string) error {
 	for k, h := range s.grants {
-		if k != except && h.m.Tag == tag && h.m.Repo == repo && h.m.Registry == registry {
-			h.m.Tag = ""
+		if k == except || h.m.Tag != tag || h.m.Repo != repo || h.m.Registry != registry {
+			continue
+		}
+		h.m.Tag = ""
+		if err := s.save(k, h.m); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 func (s *Store) save(k string, m Manifest) error {
