@@ -119,10 +119,10 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	kind = req.kind
 	c := &call{request: req, base: base, cred: origin.Credential{Authorization: r.Header.Get("Authorization")}, w: rec, r: r}
 	if c.kind == "blobs" && r.Method == http.MethodGet {
-		m.blob(c)
+		m.blob(c) //nolint:contextcheck // the context is that of the request in c
 		return
 	}
-	m.pass(c)
+	m.pass(c) //nolint:contextcheck // the context is that of the request in c
 }
 
 // recorder notes the status of an answer and keeps the way to sendfile open.
