@@ -5,7 +5,7 @@
 // request to the origin while it is under way and for a short time after: a
 // rollout that resolves the same tag on every node asks the registry once for
 // each credential. What is named by digest cannot change and counts longer than
-// what is named by tag; a refusal counts for a moment only, so that a new token
+// what is named by tag, or the list of what refers to a digest; a refusal counts for a moment only, so that a new token
 // or a new right works at once. Nothing is shared between credentials, and
 // nothing is written to disk.
 package exchange
@@ -103,6 +103,9 @@ func (e *Exchanger) Do(ctx context.Context, method, url string, h http.Header) (
 	}
 	// The request runs detached from its first asker: the others still want it.
 	ch := e.flight.DoChan(key, func() (any, error) {
+		if a := e.get(key); a != nil { // an equal request has ended since
+			return a, nil
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		a, err := e.ask(ctx, method, url, h)
@@ -154,7 +157,7 @@ func (e *Exchanger) put(key, url string, a *Answer) {
 		return
 	case a.Status >= 400:
 		ttl = e.o.RefusalTTL
-	case strings.Contains(url, "sha256:"):
+	case strings.Contains(url, "/manifests/sha256:"), strings.Contains(url, "/blobs/sha256:"):
 		ttl = e.o.DigestTTL
 	}
 	now := e.o.Now()
@@ -187,7 +190,8 @@ func (e *Exchanger) sweepLocked(now time.Time) {
 // keyOf names a request. The credential enters by its opaque key, so that the
 // table holds no secrets.
 func keyOf(method, url string, h http.Header) string {
-	parts := []string{method, url, origin.Credential{Authorization: h.Get("Authorization")}.Key()}
+	secret := origin.Credential{Authorization: strings.Join(h.Values("Authorization"), "\x00")}
+	parts := []string{method, url, secret.Key()}
 	for _, name := range []string{"Accept", "Range", "If-None-Match"} {
 		values := append([]string(nil), h.Values(name)...)
 		sort.Strings(values)
