@@ -1,0 +1,84 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/get"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/inspect"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/node"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/preheat"
+	"github.com/damselfly-io/damselfly/internal/cli"
+)
+
+// dfget is the name under which the program is its get command.
+const dfget = "dfget"
+
+// run executes the command line args, which begin with the program's name, and
+// returns the exit code.
+func run(ctx context.Context, args []string, console *output.Console) int {
+	name := "dfctl"
+	if len(args) > 0 {
+		name, args = filepath.Base(args[0]), args[1:]
+	}
+	root := newRoot(console) //nolint:contextcheck // cobra passes ctx to the commands
+	if name == dfget {
+		root = get.Command(console, dfget) //nolint:contextcheck // as above
+	}
+	root.SetIn(console.In)
+	root.SetOut(console.Out)
+	root.SetErr(console.Err)
+	var failure error
+	record(root, &failure)
+	code := cli.Run(ctx, root, args)
+	// cli knows the codes of all programs; those of dfctl are in the error.
+	if special, ok := exit.Code(failure); ok && code == cli.ExitFailure {
+		return special
+	}
+	return code
+}
+
+// record keeps the error of whichever command runs.
+func record(cmd *cobra.Command, failure *error) {
+	if runE := cmd.RunE; runE != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			*failure = runE(cmd, args)
+			return *failure
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		record(sub, failure)
+	}
+}
+
+func newRoot(console *output.Console) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "dfctl",
+		Short: "Download, preheat and look into a Damselfly cluster",
+		Long: `Download, preheat and look into a Damselfly cluster.
+
+get, task and cache talk to this node's dfdaemon (--dfdaemon), preheat and peer
+to the supernode (--supernode). Every command prints one JSON document with
+-o json.
+
+` + exit.Summary,
+		Example: `  dfctl get https://example.com/model.bin -O model.bin
+  dfctl preheat image docker.io/library/nginx:1.29 --scope all_peers
+  dfctl task ls
+  dfctl peer ls -o json`,
+	}
+	root.AddCommand(
+		get.Command(console, "get"),
+		preheat.Command(console, preheat.Options{}),
+		inspect.TaskCommand(console),
+		inspect.PeerCommand(console),
+		inspect.CacheCommand(console),
+		inspect.VersionCommand(console),
+		node.Command(node.Options{Out: console.Out}),
+	)
+	return root
+}
