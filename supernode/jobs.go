@@ -19,13 +19,7 @@ func (s *supernode) newJobs(c Config, hub *preheat.Hub) (*preheat.Manager, error
 	}
 	return preheat.New(preheat.Options{
 		State: s.state, Cache: preheat.FromCDN(s.cache), Hub: hub, Tracker: s.tracker, Origin: s.origin,
-		Upstream: func(registry string) (string, bool) {
-			if base, ok := known.Of(registry); ok {
-				return base, true
-			}
-			return upstream.Default(registry), true
-		},
-		Log: s.log,
+		Upstream: known.Of, Log: s.log,
 	})
 }
 

@@ -167,6 +167,25 @@ func (c *Cache) Ensure(ctx context.Context, r Request) (*Object, error) {
 	}
 }
 
+// Known does what Ensure does if that needs nobody to be asked: the object is in
+// memory and the right of r is settled. Otherwise it does nothing and returns
+// nil.
+func (c *Cache) Known(r Request) *Object {
+	if r.ID == "" || !r.Authorized && !c.auth.has(r) {
+		return nil
+	}
+	c.mu.Lock()
+	o := c.objects[r.ID]
+	if o != nil {
+		o.refs++
+	}
+	c.mu.Unlock()
+	if o != nil {
+		o.want(r)
+	}
+	return o
+}
+
 // retryWithOwn reports whether another credential may fare better.
 func retryWithOwn(err error) bool {
 	var s *origin.StatusError

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"sort"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -40,7 +41,7 @@ func (t *Tracker) receive(ctx context.Context, p *peer, stream receiver) error {
 func (t *Tracker) handle(ctx context.Context, p *peer, m *apiv1.PeerMessage) error {
 	switch k := m.Kind.(type) {
 	case *apiv1.PeerMessage_Interest:
-		t.wg.Go(func() { t.interest(ctx, p, k.Interest) })
+		t.interest(ctx, p, k.Interest)
 	case *apiv1.PeerMessage_Leave:
 		return t.onSwarm(k.Leave.TaskId, func(s *swarm) { s.leave(p) })
 	case *apiv1.PeerMessage_Held:
@@ -73,17 +74,27 @@ func (t *Tracker) onSwarm(rawID string, f func(*swarm)) error {
 	return nil
 }
 
-// interest makes p a member of the swarm that it asks for.
+// interest makes p a member of the swarm that it asks for, at once if nobody has
+// to be asked: when a thousand peers come together, a goroutine for each of
+// their requests is most of what they cost.
 func (t *Tracker) interest(ctx context.Context, p *peer, m *apiv1.Interest) {
 	r, err := t.request(p, m)
-	if err == nil {
-		var obj *cdn.Object
-		if obj, err = t.cache.Ensure(ctx, r); err == nil {
-			t.admit(p, m, r, obj)
+	if err != nil {
+		p.out.send(failure(m.Request, "", err))
+		return
+	}
+	if obj := t.cache.Known(r); obj != nil {
+		t.admit(p, m, r, obj)
+		return
+	}
+	t.wg.Go(func() {
+		obj, err := t.cache.Ensure(ctx, r)
+		if err != nil {
+			p.out.send(failure(m.Request, string(r.ID), err))
 			return
 		}
-	}
-	p.out.send(failure(m.Request, string(r.ID), err))
+		t.admit(p, m, r, obj)
+	})
 }
 
 // request turns a message into what the cache understands.
@@ -201,11 +212,10 @@ func (s *swarm) leave(p *peer) {
 	}
 	m.interested, m.whole, m.wanted = false, false, nil
 	clear(m.pending)
-	for name, other := range m.links {
-		if other.interested {
-			continue
+	for name, parent := range m.links {
+		if !parent.interested {
+			delete(m.links, name)
 		}
-		delete(m.links, name)
 	}
 	s.sharesLocked(p.zone)
 	if m.held.Len() == 0 && !m.complete {
@@ -347,27 +357,36 @@ func (t *Tracker) broadcast(id task.ID, revoke bool, msg *apiv1.SupernodeMessage
 	}
 }
 
-// compose writes the messages for news about a task.
-func (t *Tracker) compose(p *peer, id task.ID, n news) []*apiv1.SupernodeMessage {
+// compose writes the messages for news about a task. If the parents are not to
+// be sent yet, wait says how long not.
+func (t *Tracker) compose(p *peer, id task.ID, n news) (out []*apiv1.SupernodeMessage, wait time.Duration) {
 	s := t.find(id)
 	if s == nil {
-		return nil
+		return nil, 0
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, ok := s.members[p.name]
 	if !ok || m.p != p || !m.interested {
-		return nil
+		return nil, 0
 	}
-	var out []*apiv1.SupernodeMessage
 	if n&newDigests != 0 {
 		out = s.digestsLocked(out, m)
 	}
 	if n&newParents != 0 {
-		out = append(out, s.parentsLocked(m))
+		if wait = listEvery - t.o.Now().Sub(m.listed); wait <= 0 || len(m.links) <= fewParents {
+			return append(out, s.parentsLocked(m)), 0
+		}
 	}
-	return out
+	return out, max(wait, 0)
 }
+
+// While peers come by the hundred, one that has some parents gets news of more
+// at most every listEvery.
+const (
+	listEvery  = 50 * time.Millisecond
+	fewParents = 4
+)
 
 // digestsLocked appends the digests that m was not told yet.
 func (s *swarm) digestsLocked(out []*apiv1.SupernodeMessage, m *member) []*apiv1.SupernodeMessage {
@@ -398,21 +417,19 @@ func (s *swarm) digestsLocked(out []*apiv1.SupernodeMessage, m *member) []*apiv1
 
 // parentsLocked lists m's parents with tickets.
 func (s *swarm) parentsLocked(m *member) *apiv1.SupernodeMessage {
-	expires := s.t.o.Now().Add(s.t.o.TicketTTL)
-	m.tickets = expires
-	permit := func(parent string) string {
-		return ticket.ServingKey(s.t.o.MasterKey, parent).Issue(ticket.Ticket{
-			Task: s.id, Parent: parent, Holder: m.p.name, Expires: expires,
-		})
+	now := s.t.o.Now()
+	m.listed = now
+	permit := func(parent string, key ticket.Key) string {
+		return key.Issue(ticket.Ticket{Task: s.id, Parent: parent, Holder: m.p.name, Expires: now.Add(s.t.o.TicketTTL)})
 	}
 	list := &apiv1.Parents{
 		TaskId:    string(s.id),
 		ShareSlot: uint32(m.share.Slot), ShareOf: uint32(m.share.Of), // #nosec G115 -- at most the number of peers
-		Parents: []*apiv1.Parent{{Name: s.t.o.Name, Address: m.p.seed, Ticket: permit(s.t.o.Name), Seed: true}},
+		Parents: []*apiv1.Parent{{Name: s.t.o.Name, Address: m.p.seed, Ticket: permit(s.t.o.Name, s.t.key), Seed: true}},
 	}
 	for _, c := range m.links {
 		list.Parents = append(list.Parents, &apiv1.Parent{
-			Name: c.p.name, Address: c.p.address, Ticket: permit(c.p.name),
+			Name: c.p.name, Address: c.p.address, Ticket: permit(c.p.name, c.p.key),
 			Foreign: m.p.zone != "" && c.p.zone != m.p.zone,
 		})
 	}

@@ -3,16 +3,19 @@ package tracker
 import (
 	"context"
 	"sync"
+	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/internal/ticket"
 )
 
 // peer is one connected daemon.
 type peer struct {
 	name, zone, rack, address, version string
 
-	seed string // where it reaches the supernode's pieces
+	seed string     // where it reaches the supernode's pieces
+	key  ticket.Key // what it checks tickets with
 
 	cancel context.CancelCauseFunc // ends the stream
 	out    outbox
@@ -84,11 +87,19 @@ type sender interface {
 
 // deliver sends what is in p's outbox until ctx ends or the stream breaks.
 func (t *Tracker) deliver(ctx context.Context, p *peer, stream sender) error {
+	later := map[task.ID]bool{} // whose parents are to be sent when due fires
+	due := time.NewTimer(0)
+	defer due.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-p.out.signal:
+		case <-due.C:
+			for id := range later {
+				p.out.mark(id, newParents)
+			}
+			clear(later)
 		}
 		queue, dirty := p.out.take()
 		for _, m := range queue {
@@ -97,10 +108,15 @@ func (t *Tracker) deliver(ctx context.Context, p *peer, stream sender) error {
 			}
 		}
 		for id, n := range dirty {
-			for _, m := range t.compose(p, id, n) {
+			messages, wait := t.compose(p, id, n)
+			for _, m := range messages {
 				if err := stream.Send(m); err != nil {
 					return err
 				}
+			}
+			if wait > 0 {
+				later[id] = true
+				due.Reset(wait)
 			}
 		}
 	}

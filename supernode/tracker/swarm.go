@@ -38,9 +38,9 @@ type member struct {
 	whole      bool
 	wanted     task.Set // of a peer that wants ranges
 
-	links   map[string]*member // parents, which are children too if interested
-	share   scheduler.Share
-	tickets time.Time // when the tickets sent last expire
+	links  map[string]*member // parents, which are children too if interested
+	share  scheduler.Share
+	listed time.Time // when the parents were sent last, with new tickets
 
 	told     task.Set // pieces whose digests were sent
 	offered  task.Set // what the supernode's feed shows it
@@ -98,10 +98,6 @@ func (s *swarm) remove(p *peer) (empty bool) {
 
 func (s *swarm) dropMemberLocked(m *member) {
 	delete(s.members, m.p.name)
-	for _, other := range m.links {
-		delete(other.links, m.p.name)
-		other.p.out.mark(s.id, newParents)
-	}
 	for _, other := range s.members {
 		if other.links[m.p.name] == m {
 			delete(other.links, m.p.name)
@@ -291,15 +287,18 @@ func (s *swarm) offerAskedLocked(m *member) {
 	}
 }
 
-// renew sends new tickets before the old ones expire.
-func (s *swarm) renew(now time.Time) {
+// renew sends new tickets before the old ones expire. It reports whether some
+// peer has stalled, so that others should be offered what it was.
+func (s *swarm) renew(now time.Time) (stalled bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.members {
-		if m.interested && !m.tickets.IsZero() && m.tickets.Sub(now) < s.t.o.TicketTTL/2 {
+		stalled = stalled || m.starved || m.interested && !m.complete && now.Sub(m.progress) > s.t.o.OfferStall
+		if m.interested && !m.listed.IsZero() && now.Sub(m.listed) > s.t.o.TicketTTL/2 {
 			m.p.out.mark(s.id, newParents)
 		}
 	}
+	return stalled
 }
 
 // count adds each member's task to tasks.

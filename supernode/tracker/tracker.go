@@ -54,6 +54,7 @@ type Options struct {
 type Tracker struct {
 	o      Options
 	cache  *cdn.Cache
+	key    ticket.Key      // of this supernode as a parent
 	ctx    context.Context //nolint:containedctx // the lifetime of work that outlives one message
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
@@ -94,6 +95,7 @@ func New(o Options) *Tracker {
 	return &Tracker{
 		o: o, ctx: ctx, cancel: cancel, peers: map[string]*peer{}, swarms: map[task.ID]*swarm{},
 		quarantine: map[string]time.Time{}, commands: map[uint64]*command{},
+		key: ticket.ServingKey(o.MasterKey, o.Name),
 	}
 }
 
@@ -150,8 +152,9 @@ func (t *Tracker) tick() {
 	}
 	t.mu.Unlock()
 	for _, s := range swarms {
-		s.renew(now)
-		s.offer()
+		if s.renew(now) {
+			s.offer()
+		}
 	}
 }
 
@@ -172,7 +175,7 @@ func (t *Tracker) Connect(stream apiv1.Swarm_ConnectServer) error {
 	}
 	defer t.leave(p)
 	p.out.send(&apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_Welcome{Welcome: &apiv1.Welcome{
-		ServingKey: ticket.ServingKey(t.o.MasterKey, p.name),
+		ServingKey: p.key,
 	}}})
 
 	var receiving sync.WaitGroup
@@ -203,7 +206,7 @@ func (t *Tracker) newPeer(ctx context.Context, h *apiv1.Hello, cancel context.Ca
 	}
 	return &peer{
 		name: h.Name, zone: h.Zone, rack: h.Rack, address: address, version: h.Version,
-		seed: seedAddress(ctx, t.o.Address), cancel: cancel, out: newOutbox(),
+		seed: seedAddress(ctx, t.o.Address), key: ticket.ServingKey(t.o.MasterKey, h.Name), cancel: cancel, out: newOutbox(),
 	}, nil
 }
 
