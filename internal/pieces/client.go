@@ -69,6 +69,8 @@ func NewClient(o ClientOptions) *Client {
 		// Smaller than the store's copy buffer, so that piece bytes are read
 		// straight into it.
 		ReadBufferSize: 16 << 10,
+		// A parent may be hostile.
+		MaxResponseHeaderBytes: 16 << 10,
 	}
 	return &Client{transport: tr, http: &http.Client{
 		Transport: tr,

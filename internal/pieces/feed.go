@@ -52,6 +52,9 @@ func readFeed(r io.Reader, pieces int, have func(first, count int)) error {
 			return err
 		}
 		count, err := binary.ReadUvarint(br)
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
 		if err != nil {
 			return err
 		}

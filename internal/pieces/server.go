@@ -33,7 +33,8 @@ type Catalog interface {
 type Feed interface {
 	// Set returns the pieces offered now; the caller may keep it.
 	Set() task.Set
-	// Changed receives after Set has grown. One receiver.
+	// Changed receives after Set has grown, and is closed when the holder is to
+	// ask for a new feed. One receiver.
 	Changed() <-chan struct{}
 	Close()
 }
@@ -135,7 +136,12 @@ func (s *Server) piece(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if err := s.await(r, t.Task, i); err != nil {
+	wait, err := s.patience(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err := s.await(r, t.Task, i, wait); err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
@@ -148,16 +154,21 @@ func (s *Server) piece(w http.ResponseWriter, r *http.Request) {
 	s.send(w, r, t, i)
 }
 
-// await returns nil when piece i of id may be sent.
-func (s *Server) await(r *http.Request, id task.ID, i int) error {
-	wait := time.Duration(0)
-	if v := r.URL.Query().Get("wait"); v != "" {
-		d, err := time.ParseDuration(v)
-		if err != nil || d < 0 {
-			return fmt.Errorf("wait %q: want a duration such as 5s", v)
-		}
-		wait = min(d, s.o.MaxWait)
+// patience reads how long the request may wait for its piece.
+func (s *Server) patience(r *http.Request) (time.Duration, error) {
+	v := r.URL.Query().Get("wait")
+	if v == "" {
+		return 0, nil
 	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < 0 {
+		return 0, fmt.Errorf("wait %q: want a duration such as 5s", v)
+	}
+	return min(d, s.o.MaxWait), nil
+}
+
+// await returns nil when piece i of id may be sent.
+func (s *Server) await(r *http.Request, id task.ID, i int, wait time.Duration) error {
 	ctx, cancel := context.WithTimeout(r.Context(), wait)
 	defer cancel()
 	return s.o.Catalog.Ready(ctx, id, i)
@@ -209,7 +220,7 @@ func (s *Server) copy(w http.ResponseWriter, r *http.Request, f *os.File, off, n
 			}
 		}
 		budget := 10*time.Second + time.Duration(m/minUploadRate)*time.Second
-		if err := rc.SetWriteDeadline(s.o.Now().Add(budget)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		if err := rc.SetWriteDeadline(time.Now().Add(budget)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
 		got, err := io.CopyN(w, f, m)
@@ -241,7 +252,10 @@ func (s *Server) haves(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// feed sends what feed offers until the request or the ticket ends.
+// errFeedEnded is why a feed ends that its Catalog has ended.
+var errFeedEnded = errors.New("the catalog has ended the feed")
+
+// feed sends what feed offers until it, the request or the ticket ends.
 func (s *Server) feed(w http.ResponseWriter, r *http.Request, feed Feed, until time.Time) error {
 	rc := http.NewResponseController(w)
 	tick := time.NewTicker(s.o.KeepAlive)
@@ -255,7 +269,8 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, feed Feed, until t
 		if buf = appendRuns(buf, set, sent); len(buf) == 0 {
 			buf = append(buf, keepAlive...)
 		}
-		if err := rc.SetWriteDeadline(s.o.Now().Add(10 * time.Second)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		// The kernel's clock, not Options.Now.
+		if err := rc.SetWriteDeadline(time.Now().Add(10 * time.Second)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return err
 		}
 		if _, err := w.Write(buf); err != nil {
@@ -269,7 +284,10 @@ func (s *Server) feed(w http.ResponseWriter, r *http.Request, feed Feed, until t
 			return nil
 		case <-s.o.Stop:
 			return nil
-		case <-feed.Changed():
+		case _, more := <-feed.Changed():
+			if !more {
+				return errFeedEnded
+			}
 		case <-tick.C:
 			if !s.o.Now().Before(until) {
 				return ticket.ErrExpired
