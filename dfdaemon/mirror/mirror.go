@@ -111,6 +111,13 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	base, ok := m.o.Registries.Of(req.registry)
+	if !ok && req.kind == "" && !r.URL.Query().Has("ns") {
+		// Whether a registry is here at all: CRI-O, Podman and skopeo ask this
+		// before they name one in the path, dfctl node status in passing.
+		rec.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
+		rec.WriteHeader(http.StatusOK)
+		return
+	}
 	if !ok {
 		refuse(rec, http.StatusForbidden, "DENIED", fmt.Sprintf(
 			"registry %q is not mirrored here: add it to dfdaemon's allow-registry (--allow-registry %s)", req.registry, req.registry))

@@ -145,6 +145,7 @@ func TestRefusals(t *testing.T) {
 	s := newSite(t)
 	s.want(s.get("/v2/app/manifests/v1?ns=evil.test"), 403, "--allow-registry evil.test")
 	s.want(s.get("/v2/app/manifests/v1"), 403, "--allow-registry docker.io")
+	s.want(s.get("/v2/?ns=evil.test"), 403, "--allow-registry evil.test")
 	s.want(s.get("/v2/App/manifests/v1"+ns), 400, "NAME_INVALID")
 	s.want(s.get("/v2/_catalog"+ns), 404, "UNSUPPORTED")
 	for _, method := range []string{"POST", "PUT", "PATCH", "DELETE"} {
@@ -169,8 +170,10 @@ func TestManifests(t *testing.T) {
 		}
 	}
 	s.want(s.get("/v2/org/app/manifests/v2"+ns), 404, "NOT_FOUND")
-	if a := s.get("/v2/" + ns); a.status != 200 {
-		t.Errorf("GET /v2/: %d", a.status)
+	for _, path := range []string{"/v2/" + ns, "/v2/", "/v2"} { // no registry named: a mirror is here all the same
+		if a := s.get(path); a.status != 200 {
+			t.Errorf("GET %s: %d", path, a.status)
+		}
 	}
 }
 
