@@ -32,27 +32,7 @@ func run(ctx context.Context, args []string, console *output.Console) int {
 	root.SetIn(console.In)
 	root.SetOut(console.Out)
 	root.SetErr(console.Err)
-	var failure error
-	record(root, &failure)
-	code := cli.Run(ctx, root, args)
-	// cli knows the codes of all programs; those of dfctl are in the error.
-	if special, ok := exit.Code(failure); ok && code == cli.ExitFailure {
-		return special
-	}
-	return code
-}
-
-// record keeps the error of whichever command runs.
-func record(cmd *cobra.Command, failure *error) {
-	if runE := cmd.RunE; runE != nil {
-		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			*failure = runE(cmd, args)
-			return *failure
-		}
-	}
-	for _, sub := range cmd.Commands() {
-		record(sub, failure)
-	}
+	return cli.Run(ctx, root, args)
 }
 
 func newRoot(console *output.Console) *cobra.Command {

@@ -6,7 +6,8 @@
 // A command that returns nil after that, as a daemon does, has exit code 0.
 //
 // Exit codes: 0 success, 1 failure, 2 wrong use (unknown command or flag, bad
-// flag value or argument, or an error made by Usagef), 130 interrupted.
+// flag value or argument, or an error made by Usagef), 130 interrupted. An error
+// with a method ExitCode() int chooses its own.
 //
 // An error is one "error: …" on standard error, without the usage text; after
 // wrong use a line says where the help is.
@@ -73,6 +74,10 @@ func exitCode(ctx context.Context, err error) int {
 		return ExitUsage
 	case ctx.Err() != nil && errors.Is(err, context.Canceled):
 		return ExitInterrupted
+	}
+	var chosen interface{ ExitCode() int }
+	if errors.As(err, &chosen) {
+		return chosen.ExitCode()
 	}
 	return ExitFailure
 }
