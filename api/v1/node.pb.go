@@ -99,7 +99,7 @@ type TaskStatus struct {
 	LastAccessUnix  int64  `protobuf:"varint,9,opt,name=last_access_unix,json=lastAccessUnix,proto3" json:"last_access_unix,omitempty"`
 	PinnedUntilUnix int64  `protobuf:"varint,10,opt,name=pinned_until_unix,json=pinnedUntilUnix,proto3" json:"pinned_until_unix,omitempty"`
 	Active          bool   `protobuf:"varint,11,opt,name=active,proto3" json:"active,omitempty"`
-	// Bytes received so far in this download, by kind of sender.
+	// Bytes received for the task since the daemon started, by kind of sender.
 	FromPeers     int64  `protobuf:"varint,12,opt,name=from_peers,json=fromPeers,proto3" json:"from_peers,omitempty"`
 	FromSupernode int64  `protobuf:"varint,13,opt,name=from_supernode,json=fromSupernode,proto3" json:"from_supernode,omitempty"`
 	FromOrigin    int64  `protobuf:"varint,14,opt,name=from_origin,json=fromOrigin,proto3" json:"from_origin,omitempty"`

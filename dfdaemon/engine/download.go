@@ -48,7 +48,6 @@ type download struct {
 	wanted  task.Set
 	readers map[*reader]struct{}
 	grown   chan struct{} // closed when more can be read
-	from    map[From]int64
 
 	// The rest belongs to run's goroutine.
 	ctx       context.Context //nolint:containedctx // run's, for what its functions start
@@ -64,6 +63,7 @@ type download struct {
 	idleSince time.Time // when the last user left; zero while there is one
 	gained    time.Time // when the last piece came, or the first was wanted
 	asked     time.Time // when Starved was sent last
+	compared  time.Time // when parents' speeds were compared last
 }
 
 // mailbox carries functions to run's goroutine.
@@ -99,7 +99,7 @@ func (d *download) deliver() {
 func newDownload(e *Engine, r Request, before *download) *download {
 	d := &download{
 		e: e, id: r.ID, r: r, first: r, before: before, users: 1, ready: make(chan struct{}), done: make(chan struct{}), settled: make(chan error, 1),
-		readers: map[*reader]struct{}{}, grown: make(chan struct{}), from: map[From]int64{},
+		readers: map[*reader]struct{}{}, grown: make(chan struct{}),
 		requests: map[uint64]asking{}, parents: map[string]*parent{}, fetches: map[*fetch]struct{}{},
 		whole: r.Whole, ranges: r.Ranges,
 	}

@@ -80,6 +80,7 @@ type Engine struct {
 	commands    map[uint64]context.CancelFunc
 	quarantined map[string]time.Time
 	lastRequest uint64
+	from        map[task.ID]map[From]int64 // bytes received, by task and sender
 }
 
 // New returns an engine.
@@ -106,6 +107,7 @@ func New(o Options) *Engine {
 		origins:   make(chan struct{}, o.OriginReads),
 		downloads: map[task.ID]*download{}, pending: map[uint64]*pending{},
 		commands: map[uint64]context.CancelFunc{}, quarantined: map[string]time.Time{},
+		from: map[task.ID]map[From]int64{},
 	}
 }
 

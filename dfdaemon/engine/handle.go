@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"sync"
 
@@ -265,9 +266,9 @@ type Progress struct {
 	HeldPieces int
 	HeldBytes  int64
 	Complete   bool
-	Active     bool
+	Active     bool // a download is under way, or was when the handle was opened
 	Err        error
-	From       map[From]int64 // bytes received by this download
+	From       map[From]int64 // bytes received since the daemon started
 }
 
 // Progress returns how far the task has come, and a channel that is closed when
@@ -279,20 +280,19 @@ func (h *Handle) Progress() (Progress, <-chan struct{}) {
 	if d != nil {
 		d.mu.Lock()
 		grown, p.Err = d.grown, d.err
-		p.From = map[From]int64{}
-		for k, v := range d.from {
-			p.From[k] = v
-		}
 		d.mu.Unlock()
-		p.Active = !isClosed(d.done)
+		p.Active = true
 	}
+	h.e.mu.Lock()
+	p.From = maps.Clone(h.e.from[h.ID()])
+	h.e.mu.Unlock()
 	held := h.t.Held()
 	p.HeldPieces = held.Len()
 	for i := range held.All() {
 		_, n := h.t.Table().Piece(i)
 		p.HeldBytes += n
 	}
-	if !p.Active {
+	if d == nil || isClosed(d.done) {
 		grown = nil
 	}
 	return p, grown

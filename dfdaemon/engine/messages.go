@@ -60,6 +60,9 @@ func (e *Engine) Disconnected() {
 
 // Removed tells the supernode that a task has left the store.
 func (e *Engine) Removed(id task.ID) {
+	e.mu.Lock()
+	delete(e.from, id)
+	e.mu.Unlock()
 	e.o.Supernode.Send(&apiv1.PeerMessage{Kind: &apiv1.PeerMessage_Dropped{Dropped: &apiv1.Dropped{TaskId: string(id)}}})
 }
 

@@ -142,13 +142,20 @@ type fetch struct {
 }
 
 // start fetches a piece from p.
-func (d *download) start(ctx context.Context, t *piecestore.Task, piece int, p *parent) {
+func (d *download) start(ctx context.Context, t *piecestore.Task, piece int, p *parent, urgent bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	_, n := t.Table().Piece(piece)
 	now := d.e.o.Now()
 	p.inFlight++
 	f := &fetch{piece: piece, from: p, started: now, cancel: cancel}
 	f.deadline = now.Add(scheduler.Deadline(n, p.rate, p.inFlight))
+	if urgent && p.rate > 0 {
+		// Somebody waits for this very piece: a second parent is asked early.
+		hedge := now.Add(hedgeAfter + time.Duration(2*float64(n)/p.rate*float64(time.Second)))
+		if hedge.Before(f.deadline) {
+			f.deadline = hedge
+		}
+	}
 	d.fetches[f] = struct{}{}
 	d.mu.Lock()
 	prio := d.r.Priority
@@ -171,6 +178,34 @@ func (d *download) receive(ctx context.Context, t *piecestore.Task, at pieces.Pa
 	_, err = t.WritePiece(ctx, piece, &want, body)
 	return err
 }
+
+// hedgeAfter is how long a piece that a reader of a range waits for may take,
+// beyond twice its usual time, before another parent is asked for it too.
+const hedgeAfter = 20 * time.Millisecond
+
+// leaveSlow keeps away for a while from parents that are much slower than the
+// others.
+func (d *download) leaveSlow(now time.Time) {
+	if now.Sub(d.compared) < compareEvery {
+		return
+	}
+	d.compared = now
+	parents := make([]*parent, 0, len(d.parents))
+	rates := make([]float64, 0, len(d.parents))
+	for _, p := range d.parents {
+		if !p.seed {
+			parents, rates = append(parents, p), append(rates, p.rate)
+		}
+	}
+	for _, i := range scheduler.SlowParents(rates) {
+		p := parents[i]
+		d.e.o.Log.Debug("leaving a slow parent alone", "task", d.id.Short(), "parent", p.name, "bytes_per_second", p.rate)
+		p.pausedUntil, p.rate = now.Add(sulk), 0 // a fresh start afterwards
+	}
+}
+
+// compareEvery is how often parents' speeds are compared.
+const compareEvery = time.Second
 
 // A fetch that takes patience times its deadline is ended, and its parent left
 // alone for sulk.
@@ -267,9 +302,12 @@ func (d *download) have(piece int, n int64, p *parent) {
 
 func (d *download) received(from From, n int64) {
 	d.e.o.Received(from, n)
-	d.mu.Lock()
-	d.from[from] += n
-	d.mu.Unlock()
+	d.e.mu.Lock()
+	defer d.e.mu.Unlock()
+	if d.e.from[d.id] == nil {
+		d.e.from[d.id] = map[From]int64{}
+	}
+	d.e.from[d.id][from] += n
 }
 
 // lied keeps away from a parent whose bytes were wrong, and reports it.

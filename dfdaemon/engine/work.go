@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
@@ -28,9 +29,10 @@ func (d *download) work(ctx context.Context) {
 	}
 	now := d.e.o.Now()
 	d.markStuck(ctx, now)
+	d.leaveSlow(now)
 	snapshot, parents := d.snapshot(t, now)
 	for _, f := range scheduler.Next(snapshot) {
-		d.start(ctx, t, f.Piece, parents[f.Parent])
+		d.start(ctx, t, f.Piece, parents[f.Parent], slices.Contains(snapshot.Urgent, f.Piece))
 	}
 	d.considerHunger(snapshot, now)
 	d.considerOrigin(ctx, t)

@@ -43,6 +43,7 @@ type download struct {
 	req     *request
 	console *output.Console
 	client  *daemon.Client
+	before  *apiv1.TaskStatus // the task when it was opened; never nil after open
 }
 
 // sink takes the content, in order.
@@ -145,6 +146,10 @@ func (d *download) open(ctx context.Context) (*apiv1.TaskStatus, int64, error) {
 	if d.req.digest != "" && st.TaskId != d.req.source.TaskId {
 		return nil, 0, fmt.Errorf("%s: dfdaemon opened %s instead of %s", doing, st.TaskId, d.req.source.TaskId)
 	}
+	d.before = st
+	if st.Active {
+		d.before = &apiv1.TaskStatus{} // what has come already came for this
+	}
 	return st, st.Table.Length, nil
 }
 
@@ -236,5 +241,8 @@ func (d *download) origins(ctx context.Context, id string) *From {
 	if err != nil {
 		return nil
 	}
-	return &From{Peers: st.FromPeers, Supernode: st.FromSupernode, Origin: st.FromOrigin}
+	return &From{
+		Peers: st.FromPeers - d.before.FromPeers, Supernode: st.FromSupernode - d.before.FromSupernode,
+		Origin: st.FromOrigin - d.before.FromOrigin,
+	}
 }
