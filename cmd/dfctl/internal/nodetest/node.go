@@ -128,7 +128,7 @@ func (n *Node) Open(_ context.Context, req *apiv1.OpenRequest) (*apiv1.TaskStatu
 func (n *Node) status(id string, length int64) *apiv1.TaskStatus {
 	return &apiv1.TaskStatus{
 		TaskId: id, Table: &apiv1.Table{Length: length, PieceSize: 1 << 20},
-		HeldBytes: length, FromPeers: length / 2, FromOrigin: length - length/2,
+		HeldBytes: length, Active: true, FromPeers: length / 2, FromOrigin: length - length/2,
 	}
 }
 
