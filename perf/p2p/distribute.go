@@ -167,5 +167,5 @@ func used(p *fleet.Process) process {
 	if err != nil {
 		return process{Name: p.Name()}
 	}
-	return process{Name: p.Name(), CPUSeconds: st.CPUSeconds, PeakRSS: st.PeakRSS}
+	return process{Name: p.Name(), CPUSeconds: st.CPUSeconds, System: st.SystemSeconds, PeakRSS: st.PeakRSS}
 }

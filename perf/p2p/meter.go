@@ -153,6 +153,7 @@ func (r reading) spent(before reading, name string) process {
 	p := r.processes[name]
 	p.Name = name
 	p.CPUSeconds -= before.processes[name].CPUSeconds
+	p.System -= before.processes[name].System
 	return p
 }
 

@@ -137,11 +137,11 @@ func TestCPUTimes(t *testing.T) {
 func exampleRound() round {
 	r := round{
 		Origin: objectserver.Stats{Requests: map[string]int64{"blob": 4, "blob-head": 1}, Bytes: map[string]int64{"blob": 10 << 20}},
-		Others: []process{{"supernode", 1.5, 30 << 20}, {"origin", 0.25, 9 << 20}},
+		Others: []process{{"supernode", 1.5, 1, 30 << 20}, {"origin", 0.25, 0.2, 9 << 20}},
 		Links:  []link{{Host: "node1", SentUse: 0.5, ReceivedUse: 0.75}},
 	}
 	for i, s := range []sample{{0.1, 2, 8 << 20}, {0.3, 4, 8 << 20}, {0, 0, 0}} {
-		n := node{sample: s, process: process{nodeName(i + 1), 0.5, int64(20+i) << 20}, Uploaded: 3 << 20,
+		n := node{sample: s, process: process{nodeName(i + 1), 0.5, 0.25, int64(20+i) << 20}, Uploaded: 3 << 20,
 			From: map[string]int64{"peer": 6 << 20, "supernode": 2 << 20}, Rejected: map[string]int64{"digest": int64(i)}}
 		r.Nodes = append(r.Nodes, n)
 	}
@@ -181,7 +181,7 @@ func TestTable(t *testing.T) {
 	if len(rows) != 6 {
 		t.Fatalf("%d lines:\n%s", len(rows), out.String())
 	}
-	if want := strings.Fields("node1 0.100 2.000 6.0 2.0 0.0 3.0 50% 75% 0.50 20.0"); !slices.Equal(rows[1], want) {
+	if want := strings.Fields("node1 0.100 2.000 6.0 2.0 0.0 3.0 50% 75% 0.50 0.25 20.0"); !slices.Equal(rows[1], want) {
 		t.Errorf("row %v, want %v", rows[1], want)
 	}
 	if rows[3][2] != "failed" || rows[4][0] != "supernode" {

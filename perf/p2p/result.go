@@ -78,6 +78,7 @@ type summary struct {
 type process struct {
 	Name       string  `json:"name"`
 	CPUSeconds float64 `json:"cpu_seconds"`
+	System     float64 `json:"system_cpu_seconds"` // the kernel's part of it
 	PeakRSS    int64   `json:"peak_rss_bytes"`
 }
 

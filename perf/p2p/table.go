@@ -69,7 +69,7 @@ func (r *round) table(w *strings.Builder) {
 		l := r.link(n.Name)
 		row := []string{
 			n.Name, seconds(n.TTFB), seconds(n.Seconds), mib(n.From["peer"]), mib(n.From["supernode"]), mib(n.From["origin"]),
-			mib(n.Uploaded), percent(l.SentUse), percent(l.ReceivedUse), ratio(n.CPUSeconds), mib(n.PeakRSS),
+			mib(n.Uploaded), percent(l.SentUse), percent(l.ReceivedUse), ratio(n.CPUSeconds), ratio(n.System), mib(n.PeakRSS),
 		}
 		if n.Error != "" {
 			row[2] = "failed"
@@ -78,9 +78,9 @@ func (r *round) table(w *strings.Builder) {
 	}
 	for _, p := range r.Others {
 		l := r.link(p.Name)
-		rows = append(rows, []string{p.Name, "", "", "", "", "", "", percent(l.SentUse), percent(l.ReceivedUse), ratio(p.CPUSeconds), mib(p.PeakRSS)})
+		rows = append(rows, []string{p.Name, "", "", "", "", "", "", percent(l.SentUse), percent(l.ReceivedUse), ratio(p.CPUSeconds), ratio(p.System), mib(p.PeakRSS)})
 	}
-	printTable(w, []string{"host", "ttfb s", "done s", "peer MiB", "supern. MiB", "origin MiB", "sent MiB", "up", "down", "CPU s", "RSS MiB"}, rows)
+	printTable(w, []string{"host", "ttfb s", "done s", "peer MiB", "supern. MiB", "origin MiB", "sent MiB", "up", "down", "CPU s", "kernel s", "RSS MiB"}, rows)
 }
 
 func (r *round) link(host string) link {

@@ -18,8 +18,9 @@ const ticksPerSecond = 100
 
 // Stat is one reading of a process.
 type Stat struct {
-	// CPUSeconds of user and system time since the start, in steps of 10 ms.
-	CPUSeconds float64
+	// CPUSeconds of user and system time since the start, in steps of 10 ms;
+	// SystemSeconds is the kernel's part.
+	CPUSeconds, SystemSeconds float64
 	// RSS is the resident memory now, PeakRSS its maximum so far, in bytes,
 	// files mapped included.
 	RSS, PeakRSS int64
@@ -69,6 +70,7 @@ func (s *Stat) parseStat(text []byte) error {
 		ticks[i] = n
 	}
 	s.CPUSeconds = float64(ticks[0]+ticks[1]) / ticksPerSecond
+	s.SystemSeconds = float64(ticks[1]) / ticksPerSecond
 	s.StartTicks = ticks[2]
 	return nil
 }

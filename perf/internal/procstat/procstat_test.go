@@ -15,7 +15,7 @@ func TestParse(t *testing.T) {
 	if err := got.parseStatus([]byte(status)); err != nil {
 		t.Fatal(err)
 	}
-	want := Stat{CPUSeconds: 5, RSS: 1 << 20, PeakRSS: 2 << 20, StartTicks: 5551212}
+	want := Stat{CPUSeconds: 5, SystemSeconds: 0.88, RSS: 1 << 20, PeakRSS: 2 << 20, StartTicks: 5551212}
 	if got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
