@@ -157,3 +157,18 @@ func TestShellScriptsStopAtErrors(t *testing.T) {
 		}
 	}
 }
+
+func TestMarkdownLinksLeadSomewhere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	for _, name := range files(t, func(name string) bool { return path.Ext(name) == ".md" }) {
+		for _, m := range link.FindAllSubmatch(read(t, name), -1) {
+			target, _, _ := strings.Cut(string(m[1]), "#")
+			if target == "" || strings.Contains(target, ":") { // in this file, or a URL
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(root, path.Dir(name), target)); err != nil {
+				t.Errorf("%s links to %s: %v", name, target, err)
+			}
+		}
+	}
+}
