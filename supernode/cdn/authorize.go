@@ -20,8 +20,16 @@ func (c *Cache) authorize(ctx context.Context, r Request) error {
 	if _, err := c.o.Origin.Head(ctx, r.object([]origin.Credential{r.Credential})); err != nil {
 		return fmt.Errorf("checking the right to read %s: %w", origin.RedactURL(r.URL), err)
 	}
-	c.auth.add(r)
+	c.accepted(r)
 	return nil
+}
+
+// accepted notes that the origin has let r's credential in. What it let in on
+// behalf of an authorized request may have been the supernode's own.
+func (c *Cache) accepted(r Request) {
+	if !r.Authorized {
+		c.auth.add(r)
+	}
 }
 
 // scope is what a credential's acceptance is remembered for: the repository of
@@ -83,6 +91,7 @@ type urlCache struct {
 
 type resolved struct {
 	id      task.ID
+	meta    Meta
 	fetched time.Time
 }
 
@@ -91,18 +100,18 @@ func newURLCache(ttl time.Duration, now func() time.Time) *urlCache {
 }
 
 // get returns what url led to, and whether that is recent enough to rely on.
-func (u *urlCache) get(url string) (id task.ID, fresh bool) {
+func (u *urlCache) get(url string) (r resolved, fresh bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	r, ok := u.tags[url]
-	return r.id, ok && u.now().Sub(r.fetched) < u.ttl
+	return r, ok && u.now().Sub(r.fetched) < u.ttl
 }
 
-func (u *urlCache) put(url string, id task.ID) {
+func (u *urlCache) put(url string, id task.ID, meta Meta) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.tags) >= maxEntries {
 		clear(u.tags)
 	}
-	u.tags[url] = resolved{id: id, fetched: u.now()}
+	u.tags[url] = resolved{id: id, meta: meta, fetched: u.now()}
 }

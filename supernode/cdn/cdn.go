@@ -86,10 +86,12 @@ type Cache struct {
 	o       Options
 	ctx     context.Context //nolint:containedctx // the lifetime of fetches, which outlive the requests that start them
 	cancel  context.CancelFunc
-	wg      sync.WaitGroup
 	opening singleflight.Group
 	auth    *authCache
 	urls    *urlCache
+
+	life sync.Mutex // keeps Close and the start of work apart; taken last
+	wg   sync.WaitGroup
 
 	mu      sync.Mutex
 	objects map[task.ID]*Object
@@ -122,9 +124,22 @@ func New(o Options) *Cache {
 	}
 }
 
+// spawn runs f on a goroutine that Close waits for; false once it is closing.
+func (c *Cache) spawn(f func()) bool {
+	c.life.Lock()
+	defer c.life.Unlock()
+	if c.ctx.Err() != nil {
+		return false
+	}
+	c.wg.Go(f)
+	return true
+}
+
 // Close ends all fetches and waits for them.
 func (c *Cache) Close() {
+	c.life.Lock()
 	c.cancel()
+	c.life.Unlock()
 	c.wg.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -148,19 +163,19 @@ func (c *Cache) Ensure(ctx context.Context, r Request) (*Object, error) {
 				o.Release()
 				return nil, err
 			}
-			o.want(r)
+			o.want(r) //nolint:contextcheck // fetches outlive the requests that start them
 			return o, nil
 		}
 		o, mine, err := c.open(ctx, r)
-		if err != nil && !mine && retryWithOwn(err) {
+		if err != nil && !mine && retryWithOwn(err) && ctx.Err() == nil {
 			continue // somebody else's credential failed, not this one's
 		}
 		if err != nil {
 			return nil, err
 		}
 		if mine {
-			c.auth.add(r)
-			o.want(r)
+			c.accepted(r)
+			o.want(r) //nolint:contextcheck // fetches outlive the requests that start them
 			return o, nil
 		}
 		o.Release() // check this requester too
@@ -244,50 +259,110 @@ func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
 	if !r.Whole && len(r.Ranges) > 0 && r.Ranges[0].Offset >= c.o.Segment {
 		return c.createByHead(ctx, r)
 	}
-	body, err := c.o.Origin.Open(c.ctx, r.object(r.credentials()), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
+	body, err := c.openFirst(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s at the origin: %w", r.URL, err)
+		return nil, err
 	}
-	return c.adopt(ctx, r, body)
+	if err := c.named(r, body.Info); err != nil {
+		return nil, errors.Join(err, body.Close())
+	}
+	return c.adopt(r, body) //nolint:contextcheck // fetches outlive the requests that start them
+}
+
+// named checks that what the origin has for r is what r names, as far as that
+// can be told before it is read.
+func (c *Cache) named(r Request, info origin.Info) error {
+	if _, checkable := r.ID.Digest(); checkable || c.urlID(r, info) == r.ID {
+		return nil
+	}
+	return fmt.Errorf("opening %s: %w: it is not %s any more", origin.RedactURL(r.URL), origin.ErrChanged, r.ID.Short())
+}
+
+// opened is the origin's first answer for some content. It ends with the
+// request that caused it, until that is detached.
+type opened struct {
+	*origin.Body
+	detach func() bool // false if the request has ended
+	cancel context.CancelFunc
+}
+
+// Close ends the reading.
+func (b *opened) Close() error {
+	b.detach()
+	err := b.Body.Close()
+	b.cancel()
+	return err
+}
+
+// openFirst opens the content of r from its beginning.
+func (c *Cache) openFirst(ctx context.Context, r Request) (*opened, error) {
+	life, cancel := context.WithCancel(c.ctx)
+	detach := context.AfterFunc(ctx, cancel)
+	body, err := c.o.Origin.Open(life, r.object(r.credentials()), 0, c.o.Segment) //nolint:contextcheck // fetches outlive the requests that start them
+	if err != nil {
+		detach()
+		cancel()
+		return nil, fmt.Errorf("opening %s at the origin: %w", origin.RedactURL(r.URL), err)
+	}
+	return &opened{Body: body, detach: detach, cancel: cancel}, nil
 }
 
 func (c *Cache) createByHead(ctx context.Context, r Request) (*Object, error) {
 	info, err := c.o.Origin.Head(ctx, r.object(r.credentials()))
 	if err != nil {
-		return nil, fmt.Errorf("asking the origin about %s: %w", r.URL, err)
+		return nil, fmt.Errorf("asking the origin about %s: %w", origin.RedactURL(r.URL), err)
 	}
 	if info.Length < 0 {
-		return nil, fmt.Errorf("asking the origin about %s: it does not tell the length", r.URL)
+		return nil, fmt.Errorf("asking the origin about %s: it does not tell the length", origin.RedactURL(r.URL))
 	}
-	o, _, err := c.add(r, info)
+	if err := c.named(r, info); err != nil {
+		return nil, err
+	}
+	o, _, _, err := c.add(r, info, 0)
 	return o, err
 }
 
 // adopt makes the object of r from a body that starts at offset 0.
-func (c *Cache) adopt(ctx context.Context, r Request, body *origin.Body) (*Object, error) {
+func (c *Cache) adopt(r Request, body *opened) (*Object, error) {
 	info := body.Info
 	if info.Length < 0 {
-		spooled, err := c.spool(ctx, body)
+		spooled, err := c.spool(body)
 		if err != nil {
 			return nil, err
 		}
 		info.Length = spooled.n
-		o, fresh, err := c.add(r, info)
+		o, s, fresh, err := c.add(r, info, info.Length)
 		if err != nil || !fresh {
 			return o, errors.Join(err, spooled.Close())
 		}
-		return o, o.load(spooled)
+		if err := o.load(spooled, s); err != nil {
+			o.Release()
+			return nil, err
+		}
+		return o, nil
 	}
-	o, fresh, err := c.add(r, info)
+	if !body.detach() {
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled), body.Close())
+	}
+	n := info.Length
+	if body.Ranged {
+		n = body.N
+	}
+	o, s, fresh, err := c.add(r, info, n)
 	if err != nil || !fresh {
 		return o, errors.Join(err, body.Close())
 	}
-	o.start(body)
+	if !c.spawn(func() { o.work(s, body) }) {
+		o.Release()
+		return nil, errors.Join(fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled), body.Close())
+	}
 	return o, nil
 }
 
 // add creates the store's task and the object. fresh is false if it was there.
-func (c *Cache) add(r Request, info origin.Info) (o *Object, fresh bool, err error) {
+// If it was not, s are the pieces within the first n bytes, which the caller is
+// to fetch.
+func (c *Cache) add(r Request, info origin.Info, n int64) (o *Object, s segment, fresh bool, err error) {
 	table := task.Uniform(info.Length)
 	if r.Table != nil && r.Table.Length == info.Length {
 		table = *r.Table
@@ -296,24 +371,28 @@ func (c *Cache) add(r Request, info origin.Info) (o *Object, fresh bool, err err
 	defer c.mu.Unlock()
 	if o, ok := c.objects[r.ID]; ok {
 		o.refs++
-		return o, false, nil
+		return o, s, false, nil
 	}
 	t, err := c.o.Store.Create(r.ID, table, origin.RedactURL(r.URL))
 	if errors.Is(err, piecestore.ErrTableMismatch) {
 		// Cut differently before; what is held of it stays useful.
 		if existing, ok := c.o.Store.Get(r.ID); ok && existing.Table().Length == info.Length {
 			t, err = existing, nil
+		} else if ok {
+			existing.Release()
 		}
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("storing %s: %w", r.ID.Short(), err)
+		return nil, s, false, fmt.Errorf("storing %s: %w", r.ID.Short(), err)
 	}
 	o = c.insertLocked(r.ID, t)
-	o.meta = metaOf(info)
+	o.meta, o.url = metaOf(info), r.URL
 	o.ranges = info.Ranges
-	o.source = r
-	o.creds = r.credentials()
-	return o, true, nil
+	o.addSourceLocked(r) // nobody else knows o yet
+	if n > 0 {
+		s = o.reserve(n)
+	}
+	return o, s, true, nil
 }
 
 // drop forgets an idle object, so that the store may evict its content.
@@ -326,4 +405,11 @@ func (c *Cache) drop(o *Object) {
 	}
 	delete(c.objects, o.id)
 	o.t.Release()
+	if o.discard.Load() {
+		// Whoever asks next starts from what the origin says then, its length
+		// included.
+		if err := c.o.Store.Remove(o.id); err != nil && !errors.Is(err, piecestore.ErrNotFound) {
+			c.o.Log.Warn("a refused task stays in the cache", "task", o.id.Short(), "error", err)
+		}
+	}
 }

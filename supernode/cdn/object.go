@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/damselfly-io/damselfly/internal/origin"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
@@ -24,14 +25,17 @@ type Object struct {
 	id    task.ID
 	t     *piecestore.Task
 	table task.Table
+	url   string // of the request it was made for; "" if it was in the store
 
-	refs int // guarded by c.mu
+	refs    int         // guarded by c.mu
+	discard atomic.Bool // what the store has of it is of no use to later requests
 
 	mu        sync.Mutex // taken after c.mu where both are
 	meta      Meta
-	source    Request             // what to ask the origin for; its credential is unused
-	creds     []origin.Credential // those of requesters, latest first
-	ranges    bool                // the origin serves ranges
+	sources   []Request // what requesters gave to ask the origin with, latest first
+	arrivals  int       // sources that have come so far
+	ranges    bool      // the origin serves ranges
+	reading   bool      // a worker reads the whole, since the origin serves none
 	published task.Set
 	grown     chan struct{} // closed when published has grown
 	wanted    task.Set
@@ -90,14 +94,20 @@ func (o *Object) busy() bool {
 	return o.workers > 0 || o.verifying
 }
 
+// describe fills in what the origin said, which the store does not keep.
+func (o *Object) describe(m Meta) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.meta == (Meta{}) {
+		o.meta = m
+	}
+}
+
 // want adds what r asks for and starts fetching it.
 func (o *Object) want(r Request) {
 	o.mu.Lock()
-	if o.source.URL == "" || len(o.creds) == 0 {
-		o.source = r
-	}
-	for _, cred := range r.credentials() {
-		o.addCredentialLocked(cred)
+	if o.t.HeldCount() < o.table.Count() {
+		o.addSourceLocked(r)
 	}
 	o.requests++
 	for _, rg := range r.Ranges {
@@ -105,8 +115,11 @@ func (o *Object) want(r Request) {
 		o.wanted.AddRange(first, end)
 		o.asked.AddRange(first, end)
 	}
-	if r.Whole || o.requests > 1 {
+	if (r.Whole || o.requests > 1) && !o.whole {
 		o.whole = true
+		o.publishLocked() // without the last piece from now on
+	}
+	if o.whole {
 		o.wanted.AddRange(0, o.table.Count())
 	}
 	o.mu.Unlock()
@@ -114,27 +127,59 @@ func (o *Object) want(r Request) {
 	o.verify()
 }
 
-// maxCredentials bounds the credentials kept for one object.
-const maxCredentials = 8
-
-// addCredentialLocked puts cred first: the latest token lives longest.
-func (o *Object) addCredentialLocked(cred origin.Credential) {
-	if (cred == origin.Credential{}) && len(o.creds) > 0 {
-		return
-	}
-	kept := []origin.Credential{cred}
-	for _, c := range o.creds {
-		if c != cred && len(kept) < maxCredentials {
-			kept = append(kept, c)
+// Resume takes up again what r has asked for, if the origin has failed since.
+// Who is told of failures only from now on calls it once.
+func (o *Object) Resume(r Request) {
+	o.mu.Lock()
+	lost := r.Whole && !o.whole
+	held := o.t.Held()
+	for _, rg := range r.Ranges {
+		first, end := o.table.Span(rg.Offset, rg.Length)
+		for i := first; i < end && !lost; i++ {
+			lost = !held.Has(i) && !o.wanted.Has(i)
 		}
 	}
-	o.creds = kept
+	if lost {
+		o.requests--
+	}
+	o.mu.Unlock()
+	if lost {
+		o.want(r)
+	}
 }
 
-func (o *Object) credentials() []origin.Credential {
+// maxSources bounds the sources kept for one object.
+const maxSources = 8
+
+// addSourceLocked puts r first: the latest token lives longest.
+func (o *Object) addSourceLocked(r Request) {
+	o.arrivals++
+	kept := []Request{{URL: r.URL, Header: r.Header, Credential: r.Credential, Authorized: r.Authorized}}
+	for _, s := range o.sources {
+		same := s.URL == r.URL && s.Credential == r.Credential && s.Authorized == r.Authorized
+		if !same && len(kept) < maxSources {
+			kept = append(kept, s)
+		}
+	}
+	o.sources = kept
+}
+
+// places returns what to ask for at the origin: each URL that requesters gave,
+// with the credentials given for it. A credential goes to no other.
+func (o *Object) places() (list []origin.Object, arrivals int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return append([]origin.Credential(nil), o.creds...)
+	at := map[string]int{}
+	for _, s := range o.sources {
+		i, ok := at[s.URL]
+		if !ok {
+			i = len(list)
+			at[s.URL] = i
+			list = append(list, s.object(nil))
+		}
+		list[i].Credentials = append(list[i].Credentials, s.credentials()...)
+	}
+	return list, o.arrivals
 }
 
 // publishLocked recomputes what may be served and reports whether it grew.
@@ -174,9 +219,10 @@ func (o *Object) verify() {
 	if o.verifying || o.verified || !o.whole {
 		return
 	}
-	o.verifying = true
 	o.checkCtx, o.stopCheck = context.WithCancel(o.c.ctx)
-	o.c.wg.Go(o.verifyLoop)
+	if o.verifying = o.c.spawn(o.verifyLoop); !o.verifying {
+		o.stopCheck()
+	}
 }
 
 // verifyLoop follows the fetch, so that the check ends with the last piece.
@@ -191,8 +237,14 @@ func (o *Object) verifyLoop() {
 		o.publish()
 		o.c.o.Events.Published(o.id)
 	case errors.Is(err, errStopped):
-	default:
+		o.verify() // somebody may have wanted the whole again since
+	case errors.As(err, new(*DigestError)):
 		o.revoke(err)
+	default:
+		o.mu.Lock()
+		o.giveUpLocked()
+		o.mu.Unlock()
+		o.failed(err)
 	}
 	o.c.settle(o)
 }
@@ -224,7 +276,7 @@ func (o *Object) check() error {
 	}
 	o.mu.Lock()
 	o.verified = true
-	o.creds = nil
+	o.sources = nil
 	o.mu.Unlock()
 	return nil
 }
@@ -247,9 +299,9 @@ func (o *Object) revoke(reason error) {
 	}
 	o.mu.Lock()
 	clear(o.published)
-	clear(o.wanted)
-	clear(o.asked)
+	o.giveUpLocked()
 	o.mu.Unlock()
+	o.discard.Store(true)
 	o.c.o.Events.Revoked(o.id, reason)
 }
 

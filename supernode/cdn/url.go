@@ -15,12 +15,13 @@ import (
 func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
 	known, fresh := c.urls.get(r.URL)
 	if fresh {
-		if o := c.lookup(known); o != nil {
+		if o := c.lookup(known.id); o != nil {
 			if err := c.authorize(ctx, r); err != nil {
 				o.Release()
 				return nil, err
 			}
-			o.want(r)
+			o.describe(known.meta)
+			o.want(r) //nolint:contextcheck // fetches outlive the requests that start them
 			return o, nil
 		}
 	}
@@ -29,11 +30,11 @@ func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
 	_, err, _ := c.opening.Do("url "+r.URL, func() (any, error) {
 		mine = true
 		var err error
-		o, err = c.resolve(ctx, r, known)
+		o, err = c.resolve(ctx, r, known.id)
 		return nil, err
 	})
 	if err != nil {
-		if !mine && retryWithOwn(err) {
+		if !mine && retryWithOwn(err) && ctx.Err() == nil {
 			return c.ensureURL(ctx, r)
 		}
 		return nil, err
@@ -41,30 +42,31 @@ func (c *Cache) ensureURL(ctx context.Context, r Request) (*Object, error) {
 	if !mine {
 		return c.ensureURL(ctx, r)
 	}
-	c.auth.add(r)
-	o.want(r)
+	c.accepted(r)
+	o.want(r) //nolint:contextcheck // fetches outlive the requests that start them
 	return o, nil
 }
 
 // resolve asks the origin what r.URL is now.
 func (c *Cache) resolve(ctx context.Context, r Request, known task.ID) (*Object, error) {
-	creds := r.credentials()
 	if known != "" {
-		if info, err := c.o.Origin.Head(ctx, r.object(creds)); err == nil && c.urlID(r, info) == known {
+		if info, err := c.o.Origin.Head(ctx, r.object(r.credentials())); err == nil && c.urlID(r, info) == known {
 			if o := c.lookup(known); o != nil {
-				c.urls.put(r.URL, known)
+				c.urls.put(r.URL, known, metaOf(info))
+				o.describe(metaOf(info))
 				return o, nil
 			}
 		}
 	}
-	body, err := c.o.Origin.Open(c.ctx, r.object(creds), 0, c.o.Segment) //nolint:contextcheck // the fetch outlives the request that starts it
+	body, err := c.openFirst(ctx, r)
 	if err != nil {
-		return nil, fmt.Errorf("opening %s at the origin: %w", origin.RedactURL(r.URL), err)
+		return nil, err
 	}
 	r.ID = c.urlID(r, body.Info)
-	o, err := c.adopt(ctx, r, body)
+	meta := metaOf(body.Info)
+	o, err := c.adopt(r, body) //nolint:contextcheck // fetches outlive the requests that start them
 	if err == nil {
-		c.urls.put(r.URL, o.id)
+		c.urls.put(r.URL, o.id, meta)
 	}
 	return o, err
 }
