@@ -119,9 +119,11 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("data-dir: %w", err)
 	}
-	if s.state, err = state.OpenBolt(filepath.Join(c.DataDir, "state.db")); err != nil {
+	db, err := state.OpenBolt(filepath.Join(c.DataDir, "state.db"))
+	if err != nil {
 		return nil, fmt.Errorf("opening the state: %w", err)
 	}
+	s.state = db
 	if s.master, err = masterKey(s.state); err != nil {
 		return nil, err
 	}

@@ -92,6 +92,10 @@ func backoff(n int) time.Duration {
 	return d/2 + rand.N(d/2) // #nosec G404 -- jitter
 }
 
+// replacedAttempt is where the pauses go on after another daemon has joined
+// under this one's name: two of them must not push each other out all day.
+const replacedAttempt = 5
+
 // Run keeps a stream open until ctx ends.
 func (c *Client) Run(ctx context.Context, h Handler) error {
 	tried := sync.OnceFunc(func() { close(c.tried) })
@@ -105,6 +109,9 @@ func (c *Client) Run(ctx context.Context, h Handler) error {
 			c.note(addr, err)
 			if connected {
 				attempt = 0
+			}
+			if status.Code(err) == codes.Aborted {
+				attempt = replacedAttempt
 			}
 		}
 		tried()

@@ -136,18 +136,16 @@ func (t *Tracker) admit(p *peer, m *apiv1.Interest, r cdn.Request, obj *cdn.Obje
 		Request: m.Request, TaskId: string(obj.ID()), Table: wire.FromTable(obj.Table()),
 		ContentType: meta.ContentType, Etag: meta.ETag, LastModified: meta.LastModified,
 	}}})
-	s := t.swarm(obj.ID(), obj.Table())
 	t.mu.Lock()
-	if s.dead || t.peers[p.name] != p { // emptied, or p gone, in between
+	if t.peers[p.name] != p {
 		t.mu.Unlock()
 		obj.Release()
-		if s.dead && t.ctx.Err() == nil {
-			p.cancel(status.Error(codes.Aborted, "connect again"))
-		}
 		return
 	}
+	s := t.swarmLocked(obj.ID(), obj.Table())
 	s.mu.Lock()
 	if s.obj == nil {
+		s.recutLocked(obj.Table())
 		s.obj = obj
 	} else {
 		t.wg.Go(obj.Release)
@@ -187,12 +185,15 @@ func (t *Tracker) held(p *peer, m *apiv1.Held) error {
 			return err
 		}
 	}
-	s := t.swarm(id, table)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.peers[p.name] != p {
+		return nil
+	}
+	s := t.swarmLocked(id, table)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.dead || !s.table.Equal(table) || t.peers[p.name] != p {
+	if !s.table.Equal(table) {
 		return nil // cut differently: of no use to the others
 	}
 	mem := s.memberLocked(p)

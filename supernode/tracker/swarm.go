@@ -23,7 +23,6 @@ type swarm struct {
 	complete  bool        // the cache has all of it, checked
 	members   map[string]*member
 	joined    uint64
-	dead      bool // removed from Tracker.swarms
 }
 
 // member is one peer in a swarm.
@@ -50,10 +49,8 @@ type member struct {
 	feeds    map[*feed]struct{}
 }
 
-// swarm returns the swarm of id, made with table if it is new.
-func (t *Tracker) swarm(id task.ID, table task.Table) *swarm {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// swarmLocked returns the swarm of id, made with table if it is new.
+func (t *Tracker) swarmLocked(id task.ID, table task.Table) *swarm {
 	s, ok := t.swarms[id]
 	if !ok {
 		s = &swarm{t: t, id: id, table: table, members: map[string]*member{}, published: task.NewSet(table.Count())}
@@ -83,6 +80,18 @@ func (s *swarm) memberLocked(p *peer) *member {
 		s.members[p.name] = m
 	}
 	return m
+}
+
+// recutLocked makes table the swarm's. What peers announced in another one is
+// forgotten: the cache's table is what everybody downloads by.
+func (s *swarm) recutLocked(table task.Table) {
+	if s.table.Equal(table) {
+		return
+	}
+	s.table, s.published = table, task.NewSet(table.Count())
+	for _, m := range s.members {
+		s.dropMemberLocked(m)
+	}
 }
 
 // remove takes p out of the swarm and reports whether nobody is left.
@@ -123,8 +132,7 @@ func (s *swarm) reapLocked() bool {
 		// Not under s.mu: releasing may call back into the cache.
 		s.t.wg.Go(obj.Release)
 	}
-	s.dead = len(s.members) == 0
-	return s.dead
+	return len(s.members) == 0
 }
 
 // sharesLocked divides imports into zone among its interested members.

@@ -80,9 +80,12 @@ func (c *Client) Preheats(ctx context.Context) ([]Job, error) {
 	return doc.Preheats, err
 }
 
-// CancelPreheat ends a job; what nodes hold already they keep.
-func (c *Client) CancelPreheat(ctx context.Context, id int64) error {
-	return c.call(ctx, fmt.Sprintf("cancel preheat job %d", id), http.MethodDelete, preheatPath(id), nil, nil)
+// CancelPreheat ends a job and returns how it stands then; one that had ended
+// before stays as it was. What nodes hold already they keep.
+func (c *Client) CancelPreheat(ctx context.Context, id int64) (*Job, error) {
+	var job Job
+	err := c.call(ctx, fmt.Sprintf("cancel preheat job %d", id), http.MethodDelete, preheatPath(id), nil, &job)
+	return &job, err
 }
 
 func preheatPath(id int64) string { return "/api/v1/preheats/" + strconv.FormatInt(id, 10) }

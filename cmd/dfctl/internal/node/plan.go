@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // The runtimes by the name --runtime takes.
@@ -120,6 +121,11 @@ func (p *planner) planRegistries() (*plan, error) {
 	}
 	if slices.Contains(regs, defaultHost) {
 		return nil, fmt.Errorf("%s has no %s: name each registry with --registry", p.req.runtime, defaultHost)
+	}
+	for _, reg := range regs {
+		if strings.Contains(reg, ":") {
+			return nil, fmt.Errorf("%s cannot have a mirror for %s: the registry becomes part of the mirror's path, where a port is not allowed; use a name without a port, and give dfdaemon its address by --allow-registry NAME=URL", p.req.runtime, reg)
+		}
 	}
 	pl := &plan{}
 	if err := p.checkPrefixes(pl, regs); err != nil {

@@ -89,14 +89,12 @@ func (g *group) cancelCommand() *cobra.Command {
 				return err
 			}
 			defer client.Close()
-			if err := client.CancelPreheat(cmd.Context(), id); err != nil {
+			job, err := client.CancelPreheat(cmd.Context(), id)
+			if err != nil {
 				return err
 			}
-			document := struct {
-				Cancelled int64 `json:"cancelled"`
-			}{id}
-			return g.console.Print(g.format, document, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "cancelled %d\n", id)
+			return g.console.Print(g.format, job, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "job %d: %s\n", id, job.State)
 				return err
 			})
 		},

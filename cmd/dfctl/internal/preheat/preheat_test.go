@@ -248,7 +248,7 @@ func TestJobs(t *testing.T) {
 		t.Errorf("show: %v, %s", err, &con.Stdout)
 	}
 	con = outputtest.New("")
-	if err := run(t.Context(), t, s, con, "cancel", "7"); err != nil || !s.cancelled || con.Stdout.String() != "cancelled 7\n" {
+	if err := run(t.Context(), t, s, con, "cancel", "7"); err != nil || !s.cancelled || con.Stdout.String() != "job 7: cancelled\n" {
 		t.Errorf("cancel: %v, %q", err, &con.Stdout)
 	}
 	err := run(t.Context(), t, s, con, "show", "8")
