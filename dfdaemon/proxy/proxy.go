@@ -196,10 +196,11 @@ func (p *Proxy) tunnel(w http.ResponseWriter, r *http.Request) {
 	if _, err := io.WriteString(in, "HTTP/1.1 200 Connection Established\r\n\r\n"); err != nil {
 		return
 	}
-	stop := context.AfterFunc(r.Context(), func() { _ = in.Close(); _ = out.Close() })
-	defer stop()
+	// Only what the server has read already comes from its buffer: reading the
+	// client's end through it would end the request, and the answer with it.
+	early := io.LimitReader(buffered, int64(buffered.Reader.Buffered()))
 	var both sync.WaitGroup
-	both.Go(func() { pipe(out, buffered) })
+	both.Go(func() { pipe(out, io.MultiReader(early, in)) })
 	both.Go(func() { pipe(in, out) })
 	both.Wait()
 }
