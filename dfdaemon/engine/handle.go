@@ -49,6 +49,12 @@ func (h *Handle) Meta() Meta {
 	return h.d.meta
 }
 
+func (h *Handle) setMeta(m Meta) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.meta = m
+}
+
 // Close gives the handle back.
 func (h *Handle) Close() {
 	h.close.Do(func() {

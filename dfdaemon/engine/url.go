@@ -122,10 +122,14 @@ func (e *Engine) openURLAlone(ctx context.Context, r Request) (*Handle, error) {
 	}
 	r.ID = task.URLID(r.URL, etag, info.LastModified, info.Length)
 	r.Authorized = true // by the origin's answer
-	if h := e.local(r); h != nil {
-		return h, nil
+	h := e.local(r)
+	if h == nil {
+		if h, err = e.join(ctx, r); err != nil {
+			return nil, err
+		}
 	}
-	return e.join(ctx, r)
+	h.setMeta(Meta{ContentType: info.ContentType, ETag: info.ETag, LastModified: info.LastModified})
+	return h, nil
 }
 
 // interest is the message that asks to take part in r.
