@@ -114,7 +114,7 @@ func (h *Handle) Want(ranges []Range) error {
 // there and verified. It returns how many bytes it has sent.
 func (h *Handle) Copy(ctx context.Context, w io.Writer, off, n int64) (sent int64, err error) {
 	table := h.Table()
-	if off < 0 || n < 0 || off+n > table.Length {
+	if off < 0 || n < 0 || off > table.Length || n > table.Length-off {
 		return 0, fmt.Errorf("range [%d, +%d) of %s: it has %d bytes", off, n, h.ID().Short(), table.Length)
 	}
 	if n == 0 {
