@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/dfdaemon/grant"
 	"github.com/damselfly-io/damselfly/dfdaemon/internal/enginetest"
 	"github.com/damselfly-io/damselfly/dfdaemon/mirror"
@@ -69,10 +70,13 @@ type site struct {
 
 const authTTL = time.Minute
 
+// linger lets a download end only when it is complete.
+func linger(o *engine.Options) { o.Linger = time.Hour }
+
 func newSite(t *testing.T) *site {
 	t.Helper()
 	s := &site{t: t, reg: registrytest.New(t), dir: t.TempDir(), exchange: &exchanger{err: swarm.ErrUnreachable}, clock: &clock{now: time.Now()}}
-	s.node = enginetest.New(t, enginetest.Options{Dir: filepath.Join(s.dir, "cache")})
+	s.node = enginetest.New(t, enginetest.Options{Dir: filepath.Join(s.dir, "cache"), Engine: linger})
 	s.open()
 	return s
 }

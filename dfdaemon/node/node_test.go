@@ -230,7 +230,7 @@ func TestUsageAndPrune(t *testing.T) {
 	s := newSite(t, enginetest.Options{})
 	var total int64
 	for i := range 3 {
-		data := registrytest.Random(100_000+i, uint64(10+i)) //nolint:gosec // a small number
+		data := registrytest.Random(100_000+i, uint64(10+i))
 		total += int64(len(data))
 		if _, err := s.read(&apiv1.ReadRequest{Source: s.blob(data)}); err != nil {
 			t.Fatal(err)

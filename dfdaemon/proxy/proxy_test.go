@@ -12,7 +12,9 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/dfdaemon/internal/enginetest"
 	"github.com/damselfly-io/damselfly/dfdaemon/proxy"
 	"github.com/damselfly-io/damselfly/internal/e2e/registrytest"
@@ -30,7 +32,7 @@ type site struct {
 
 func newSite(t *testing.T, rules ...string) *site {
 	t.Helper()
-	s := &site{t: t, origin: registrytest.New(t), node: enginetest.New(t, enginetest.Options{})}
+	s := &site{t: t, origin: registrytest.New(t), node: enginetest.New(t, enginetest.Options{Engine: linger})}
 	p, err := proxy.New(proxy.Options{Engine: s.node.Engine, Rules: rules})
 	if err != nil {
 		t.Fatal(err)
@@ -50,6 +52,9 @@ func newSite(t *testing.T, rules ...string) *site {
 	})
 	return s
 }
+
+// linger lets a download end only when it is complete.
+func linger(o *engine.Options) { o.Linger = time.Hour }
 
 type answer struct {
 	status int
@@ -112,7 +117,7 @@ func TestMatchingFileIsFetchedOnce(t *testing.T) {
 func TestChangedFileIsFetchedAnew(t *testing.T) {
 	s := newSite(t, `\.bin$`)
 	for i, etag := range []string{`"v1"`, `"v2"`} {
-		data := registrytest.Random(100_000, uint64(i)) //nolint:gosec // a small number
+		data := registrytest.Random(100_000, uint64(i))
 		s.origin.File("/model.bin", data, etag)
 		if a := s.do("GET", "/model.bin"); !bytes.Equal(a.body, data) || a.header.Get("Etag") != etag {
 			t.Errorf("%s: status %d, %d bytes, %v", etag, a.status, len(a.body), a.header)
@@ -231,7 +236,11 @@ func TestTunnel(t *testing.T) {
 	if _, err := io.WriteString(conn, "and late"); err != nil {
 		t.Fatal(err)
 	}
-	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+	half, ok := conn.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("the connection is a %T", conn)
+	}
+	if err := half.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := io.ReadAll(reader); err != nil || string(b) != "EARLY AND LATE" {
