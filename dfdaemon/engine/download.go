@@ -55,9 +55,11 @@ type download struct {
 	requests  map[uint64]asking // interests that are not answered
 	known     task.Set
 	digests   []task.Digest
+	news      bool // something may have to be done
 	parents   map[string]*parent
 	share     scheduler.Share
 	fetches   map[*fetch]struct{}
+	busy      task.Set  // pieces with a fetch under way; at times fewer
 	following bool      // the digest of the whole is being computed
 	alone     bool      // reading from the origin
 	idleSince time.Time // when the last user left; zero while there is one
@@ -73,9 +75,13 @@ type mailbox struct {
 	signal chan struct{} // 1-buffered
 }
 
-// post lets f run on the download's goroutine. It does not block; after the end
-// of the download f is dropped.
-func (d *download) post(f func()) {
+// post lets f run on the download's goroutine, which then looks for what to do.
+// It does not block; after the end of the download f is dropped.
+func (d *download) post(f func()) { d.postQuietly(func() { f(); d.news = true }) }
+
+// postQuietly is post for functions that say themselves, by d.news, whether there
+// is something to do: most of what a swarm says is of no consequence.
+func (d *download) postQuietly(f func()) {
 	d.box.mu.Lock()
 	d.box.queue = append(d.box.queue, f)
 	d.box.mu.Unlock()
@@ -188,10 +194,14 @@ func (d *download) run(ctx context.Context) {
 		if d.ended(ctx) {
 			break
 		}
-		d.work(ctx)
+		if d.news {
+			d.news = false
+			d.work(ctx)
+		}
 		select {
 		case <-d.box.signal:
 		case <-tick.C:
+			d.news = true
 		case <-ctx.Done():
 		}
 	}
@@ -227,6 +237,7 @@ func (d *download) restore() {
 func (d *download) setTask(t *piecestore.Task) {
 	n := t.Table().Count()
 	d.known, d.digests = task.NewSet(n), make([]task.Digest, n)
+	d.busy = task.NewSet(n)
 	d.gained = d.e.o.Now()
 	d.mu.Lock()
 	d.t, d.wanted = t, task.NewSet(n)

@@ -208,13 +208,14 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 }
 
 // readableLocked is the set of pieces that readers may have: all that is held,
-// but not the end of content whose digest as a whole is not checked yet.
+// but not the end of content whose digest as a whole nobody has checked yet. The
+// supernode has where it vouches for every piece.
 func (d *download) readableLocked() task.Set {
 	if d.t == nil {
 		return nil
 	}
 	held := d.t.Held()
-	if _, checkable := d.id.Digest(); checkable && d.whole && !d.t.Complete() {
+	if _, checkable := d.id.Digest(); checkable && d.whole && !d.t.Complete() && d.t.Proven().Len() < d.t.Table().Count() {
 		held.Remove(d.t.Table().Count() - 1)
 	}
 	return held

@@ -113,7 +113,7 @@ func (d *download) readFeed(ctx context.Context, p *parent, count, failures int)
 		heard := false
 		err := d.e.o.Pieces.Haves(ctx, at, d.id, count, func(first, n int) {
 			heard = true
-			d.post(func() { p.has.AddRange(first, first+n) })
+			d.postQuietly(func() { d.offered(p, first, first+n) })
 		})
 		if ctx.Err() != nil {
 			return
@@ -129,6 +129,17 @@ func (d *download) readFeed(ctx context.Context, p *parent, count, failures int)
 			d.readFeed(ctx, p, count, failures+1)
 		})
 	})
+}
+
+// offered notes pieces that p offers.
+func (d *download) offered(p *parent, first, end int) {
+	p.has.AddRange(first, end)
+	d.mu.Lock()
+	t := d.t
+	d.mu.Unlock()
+	for i := first; i < end && !d.news; i++ {
+		d.news = !d.busy.Has(i) && (t == nil || !t.Has(i))
+	}
 }
 
 // fetch is one piece being fetched from a parent.
@@ -157,6 +168,7 @@ func (d *download) start(ctx context.Context, t *piecestore.Task, piece int, p *
 		}
 	}
 	d.fetches[f] = struct{}{}
+	d.busy.Add(piece)
 	d.mu.Lock()
 	prio := d.r.Priority
 	d.mu.Unlock()
@@ -239,6 +251,7 @@ func (d *download) fetched(t *piecestore.Task, f *fetch, n int64, err error) {
 		return // of an earlier table
 	}
 	delete(d.fetches, f)
+	d.busy.Remove(f.piece)
 	p, now := f.from, d.e.o.Now()
 	p.inFlight--
 	var bad *piecestore.DigestError

@@ -23,7 +23,7 @@ func (d *download) work(ctx context.Context) {
 		d.considerOrigin(ctx, nil)
 		return
 	}
-	if whole && !d.following {
+	if whole && !d.following && followable(t) {
 		d.following = true
 		d.wg.Go(func() { d.follow(ctx, t) })
 	}
@@ -36,6 +36,14 @@ func (d *download) work(ctx context.Context) {
 	}
 	d.considerHunger(snapshot, now)
 	d.considerOrigin(ctx, t)
+}
+
+// followable reports whether the digest of the whole is to be computed now. When
+// the supernode vouches for every piece, it has checked the whole before it
+// published the last digest, and checking it here can wait until all is there.
+// What came from the origin is checked as it comes: its end waits for the result.
+func followable(t *piecestore.Task) bool {
+	return t.HeldCount() == t.Table().Count() || t.Proven().Len() < t.HeldCount()
 }
 
 // snapshot describes the download to package scheduler; parents are in the
@@ -104,11 +112,11 @@ func (d *download) setDigests(m *apiv1.Digests) {
 		if err := t.Prove(i, digest); err != nil {
 			d.e.o.Rejected("unproven")
 			d.e.o.Log.Warn("dropped a piece that is not what the supernode published", "task", d.id.Short(), "piece", i, "error", err)
+			d.wake()
 			continue
 		}
 		d.report(i)
 	}
-	d.wake()
 }
 
 // report tells the supernode that piece i is held.
