@@ -187,7 +187,7 @@ func TestAnonymousGrantSurvivesARestartWithTheRegistryDown(t *testing.T) {
 	}
 
 	s.reg.CloseClientConnections()
-	_ = s.reg.Server.Listener.Close()
+	_ = s.reg.Listener.Close()
 	s.node = enginetest.New(t, enginetest.Options{Dir: filepath.Join(s.dir, "cache")})
 	s.open()
 	if a := s.get("/v2/org/app/manifests/v1" + ns); a.status != 200 || !bytes.Equal(a.body, body) {

@@ -50,7 +50,12 @@ func (s *supernode) start(t *testing.T, addr, token string) {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()
 	s.addr = lis.Addr().String()
-	s.stop = sync.OnceFunc(func() { srv.Stop(); <-served })
+	s.stop = sync.OnceFunc(func() {
+		srv.Stop()
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			t.Error(err)
+		}
+	})
 	t.Cleanup(s.stop)
 }
 
@@ -311,7 +316,7 @@ func TestConnectTimeoutEndsASilentSupernode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lis.Close() // it accepts connections, and says nothing
+	defer func() { _ = lis.Close() }() // it accepts connections, and says nothing
 	c, _ := run(t, swarm.Options{Supernodes: []string{lis.Addr().String()}, ConnectTimeout: 20 * time.Millisecond})
 	<-c.Tried()
 	if isUp(c)() {
