@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/damselfly-io/damselfly/perf/internal/fleet"
@@ -22,6 +23,7 @@ type download struct {
 	size   int64
 	half   func() // called once half of the content has arrived; may be nil
 
+	got atomic.Int64 // bytes so far
 	buf []byte
 }
 
@@ -82,6 +84,7 @@ func (d *download) read(body io.Reader, start time.Time) (s sample, err error) {
 			d.half()
 		}
 		s.Bytes += int64(n)
+		d.got.Store(s.Bytes)
 		if d.digest != "" {
 			sum.Write(d.buf[:n])
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -36,7 +37,10 @@ func (m *meter) round(ctx context.Context, all []*download) (round, error) {
 	if err != nil {
 		return round{}, err
 	}
-	samples, errs := m.start(ctx, all)
+	samples, errs, err := m.withBallast(ctx, all)
+	if err != nil {
+		return round{}, err
+	}
 	if ctx.Err() != nil {
 		return round{}, ctx.Err()
 	}
@@ -45,6 +49,33 @@ func (m *meter) round(ctx context.Context, all []*download) (round, error) {
 		return round{}, err
 	}
 	return m.compare(before, after, samples, errs), nil
+}
+
+// withBallast is start, with memory made ready for what daemons will write.
+func (m *meter) withBallast(ctx context.Context, all []*download) (samples []sample, errs []error, err error) {
+	if !m.site.o.ballast || m.cluster == nil {
+		samples, errs = m.start(ctx, all)
+		return samples, errs, nil
+	}
+	copies := int64(len(all) + 1) // the supernode's too
+	b, err := newBallast(copies * int64(m.site.o.size))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, b.close()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- b.follow(ctx, func() (n int64) {
+			for _, d := range all {
+				n += d.got.Load()
+			}
+			return n * copies / int64(len(all))
+		})
+	}()
+	samples, errs = m.start(ctx, all)
+	cancel()
+	return samples, errs, <-ended
 }
 
 func (m *meter) start(ctx context.Context, all []*download) ([]sample, []error) {

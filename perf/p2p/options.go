@@ -37,10 +37,10 @@ type options struct {
 	timeout time.Duration
 	dir     string
 
-	baseline, direct, warm, file, verify bool
-	kill                                 string
-	liar                                 bool
-	profile                              string
+	baseline, direct, warm, file, verify, ballast bool
+	kill                                          string
+	liar                                          bool
+	profile                                       string
 
 	samples int // latency, hit
 
@@ -66,6 +66,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.BoolVar(&o.warm, "warm", false, "download a second time on all nodes")
 	fs.BoolVar(&o.file, "file", false, "download a plain URL through the forward proxy instead of a blob")
 	fs.BoolVar(&o.verify, "verify", true, "check the SHA-256 of what the clients receive")
+	fs.BoolVar(&o.ballast, "ballast", false, "hand the kernel touched memory while it fills the page cache, as on a machine that does not get its memory from a host page by page")
 	fs.StringVar(&o.kill, "kill", "", "kill -9 the supernode or the last node when the first client has half: supernode, node")
 	fs.BoolVar(&o.liar, "liar", false, "add a peer that claims to hold everything and sends wrong bytes")
 	fs.StringVar(&o.profile, "profile", "", "directory for CPU profiles of the supernode and the first node, taken during the cold downloads")

@@ -217,7 +217,7 @@ func TestDownload(t *testing.T) {
 	if err != nil || got.Bytes != size || got.TTFB <= 0 || got.Seconds < got.TTFB || halves != 1 {
 		t.Errorf("got %+v, half reported %d times, %v", got, halves, err)
 	}
-	for name, wrong := range map[string]download{
+	for name, wrong := range map[string]*download{
 		"digest": {host: fleet.Local{}, url: d.url, digest: "sha256:" + strings.Repeat("0", 64), size: size},
 		"size":   {host: fleet.Local{}, url: d.url, size: size - 1},
 		"status": {host: fleet.Local{}, url: srv.URL + "/nothing", size: size},
