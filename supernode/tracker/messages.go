@@ -3,6 +3,7 @@ package tracker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sort"
 	"time"
@@ -51,7 +52,12 @@ func (t *Tracker) handle(ctx context.Context, p *peer, m *apiv1.PeerMessage) err
 	case *apiv1.PeerMessage_Dropped:
 		return t.onSwarm(k.Dropped.TaskId, func(s *swarm) { s.dropped(p, k.Dropped) })
 	case *apiv1.PeerMessage_BadPiece:
-		t.wg.Go(func() { t.accuse(p, k.BadPiece) })
+		if p.accusing.TryAcquire(1) {
+			t.wg.Go(func() { //nolint:contextcheck // the report counts though the reporter may leave
+				defer p.accusing.Release(1)
+				t.accuse(p, k.BadPiece)
+			})
+		}
 	case *apiv1.PeerMessage_Starved:
 		return t.starved(p, k.Starved)
 	case *apiv1.PeerMessage_CommandStatus:
@@ -83,17 +89,21 @@ func (t *Tracker) interest(ctx context.Context, p *peer, m *apiv1.Interest) {
 		p.out.send(failure(m.Request, "", err))
 		return
 	}
-	if obj := t.cache.Known(r); obj != nil {
-		t.admit(p, m, r, obj)
+	if obj := t.cache.Known(r); obj != nil { //nolint:contextcheck // fetches outlive the requests that start them
+		t.admit(p, m, r, obj) //nolint:contextcheck // fetches outlive the requests that start them
 		return
 	}
+	if p.asking.Acquire(ctx, 1) != nil {
+		return // it has gone
+	}
 	t.wg.Go(func() {
+		defer p.asking.Release(1)
 		obj, err := t.cache.Ensure(ctx, r)
 		if err != nil {
 			p.out.send(failure(m.Request, string(r.ID), err))
 			return
 		}
-		t.admit(p, m, r, obj)
+		t.admit(p, m, r, obj) //nolint:contextcheck // fetches outlive the requests that start them
 	})
 }
 
@@ -107,6 +117,9 @@ func (t *Tracker) request(p *peer, m *apiv1.Interest) (cdn.Request, error) {
 		ID: r.ID, URL: r.URL, Header: r.Header, Credential: r.Credential, Table: r.Table,
 		Authorized: m.Authorized || t.ordered(p.name, m.Command), Whole: m.Whole,
 	}
+	if len(m.Ranges) > maxRanges {
+		return cdn.Request{}, fmt.Errorf("%w: %d ranges, at most %d", wire.ErrInvalid, len(m.Ranges), maxRanges)
+	}
 	for _, rg := range m.Ranges {
 		req.Ranges = append(req.Ranges, cdn.Range{Offset: rg.Offset, Length: rg.Length})
 	}
@@ -115,7 +128,7 @@ func (t *Tracker) request(p *peer, m *apiv1.Interest) (cdn.Request, error) {
 
 // failure describes err to a daemon.
 func failure(request uint64, id string, err error) *apiv1.SupernodeMessage {
-	f := &apiv1.Failure{Request: request, TaskId: id, Message: err.Error(), Permanent: origin.IsPermanent(err)}
+	f := &apiv1.Failure{Request: request, TaskId: id, Message: err.Error(), Permanent: origin.IsPermanent(err) || errors.Is(err, wire.ErrInvalid)}
 	var answer *origin.StatusError
 	if errors.As(err, &answer) {
 		f.HttpStatus = int32(answer.Status) // #nosec G115 -- an HTTP status
@@ -162,6 +175,7 @@ func (t *Tracker) admit(p *peer, m *apiv1.Interest, r cdn.Request, obj *cdn.Obje
 	}
 	s.linkLocked(mem)
 	s.sharesLocked(p.zone)
+	s.obj.Resume(r) // of a failure until now p has not been told
 	s.mu.Unlock()
 	t.mu.Unlock()
 	p.out.mark(s.id, newParents|newDigests)
@@ -185,9 +199,12 @@ func (t *Tracker) held(p *peer, m *apiv1.Held) error {
 			return err
 		}
 	}
+	if held.Len() == 0 && !m.Complete {
+		return t.onSwarm(m.TaskId, func(s *swarm) { s.dropped(p, &apiv1.Dropped{}) })
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.peers[p.name] != p {
+	if t.peers[p.name] != p || p.announced+table.Count() >= maxAnnounced {
 		return nil
 	}
 	s := t.swarmLocked(id, table)
@@ -212,7 +229,11 @@ func (s *swarm) leave(p *peer) {
 		return
 	}
 	m.interested, m.whole, m.wanted = false, false, nil
-	clear(m.pending)
+	// If p comes back, it knows nothing of what it was told.
+	for _, set := range []task.Set{m.pending, m.offered, m.told} {
+		clear(set)
+	}
+	m.endFeeds()
 	for name, parent := range m.links {
 		if !parent.interested {
 			delete(m.links, name)
@@ -389,6 +410,10 @@ const (
 	fewParents = 4
 )
 
+// maxRun bounds the digests in one message, in bytes: a table of a million
+// pieces has more than gRPC lets through.
+const maxRun = task.MaxUniformPieces * len(task.Digest{})
+
 // digestsLocked appends the digests that m was not told yet.
 func (s *swarm) digestsLocked(out []*apiv1.SupernodeMessage, m *member) []*apiv1.SupernodeMessage {
 	if s.obj == nil {
@@ -404,7 +429,7 @@ func (s *swarm) digestsLocked(out []*apiv1.SupernodeMessage, m *member) []*apiv1
 			if !ok {
 				continue
 			}
-			if i != next {
+			if i != next || len(run.Digests) >= maxRun {
 				run = &apiv1.Digests{TaskId: string(s.id), First: uint32(i)} // #nosec G115 -- a piece number
 				out = append(out, &apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_Digests{Digests: run}})
 			}

@@ -5,6 +5,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/ticket"
@@ -19,7 +23,22 @@ type peer struct {
 
 	cancel context.CancelCauseFunc // ends the stream
 	out    outbox
+
+	// asking and accusing bound what the peer has the supernode do at a time.
+	asking   *semaphore.Weighted
+	accusing *semaphore.Weighted
+
+	announced int // tasks and pieces of its memberships; guarded by Tracker.mu
 }
+
+// What one peer may cause at most. An honest one stays far below.
+const (
+	maxAsking    = 512     // requests that wait for an origin
+	maxAccusing  = 4       // reports that are being looked into; others are dropped
+	maxAnnounced = 1 << 23 // tasks and pieces that it takes part in
+	maxQueue     = 1 << 16 // messages that it does not read
+	maxRanges    = 4096    // ranges in one request
+)
 
 // outbox holds what is to be sent to a daemon: messages in order, and the tasks
 // about which there is news.
@@ -28,6 +47,7 @@ type outbox struct {
 	queue  []*apiv1.SupernodeMessage
 	dirty  map[task.ID]news
 	signal chan struct{} // 1-buffered
+	full   func()        // called when the daemon does not read its messages
 }
 
 // news says what has changed about a task since it was last sent.
@@ -38,15 +58,23 @@ const (
 	newDigests
 )
 
-func newOutbox() outbox {
-	return outbox{dirty: map[task.ID]news{}, signal: make(chan struct{}, 1)}
+var errNotReading = status.Error(codes.ResourceExhausted, "the daemon does not read its messages")
+
+func newOutbox(cancel context.CancelCauseFunc) outbox {
+	return outbox{full: func() { cancel(errNotReading) }, dirty: map[task.ID]news{}, signal: make(chan struct{}, 1)}
 }
 
 // send queues m.
 func (o *outbox) send(m *apiv1.SupernodeMessage) {
 	o.mu.Lock()
-	o.queue = append(o.queue, m)
+	full := len(o.queue) >= maxQueue
+	if !full {
+		o.queue = append(o.queue, m)
+	}
 	o.mu.Unlock()
+	if full {
+		o.full()
+	}
 	o.wake()
 }
 
@@ -72,11 +100,13 @@ func (o *outbox) wake() {
 func (o *outbox) take() ([]*apiv1.SupernodeMessage, map[task.ID]news) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	queue, dirty := o.queue, o.dirty
+	queue := o.queue
 	o.queue = nil
-	if len(dirty) > 0 {
-		o.dirty = map[task.ID]news{}
+	if len(o.dirty) == 0 {
+		return queue, nil // not the map itself, which mark goes on writing to
 	}
+	dirty := o.dirty
+	o.dirty = map[task.ID]news{}
 	return queue, dirty
 }
 

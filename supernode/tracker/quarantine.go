@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
@@ -24,7 +25,7 @@ const maxReports = 4096
 // for the same piece, and policy decides over all reports.
 func (t *Tracker) accuse(p *peer, b *apiv1.BadPiece) {
 	id, err := task.ParseID(b.TaskId)
-	if err != nil || b.Parent == t.o.Name {
+	if err != nil || !t.accusable(p.name, b.Parent) {
 		return
 	}
 	report := scheduler.Report{Parent: b.Parent, Reporter: p.name, Piece: int(b.Piece)}
@@ -37,6 +38,12 @@ func (t *Tracker) accuse(p *peer, b *apiv1.BadPiece) {
 		"task", id.Short(), "piece", b.Piece, "confirmed", bad)
 
 	t.mu.Lock()
+	// One word of each about each counts, so that nobody can crowd out others.
+	t.reports = slices.DeleteFunc(t.reports, func(r scheduler.Report) bool {
+		same := r.Parent == report.Parent && r.Reporter == report.Reporter
+		report.Confirmed = report.Confirmed || same && r.Confirmed
+		return same
+	})
 	t.reports = append(t.reports, report)
 	if len(t.reports) > maxReports {
 		t.reports = append([]scheduler.Report(nil), t.reports[len(t.reports)-maxReports:]...)
@@ -56,6 +63,14 @@ func (t *Tracker) accuse(p *peer, b *apiv1.BadPiece) {
 			t.o.OnQuarantine(name)
 		}
 	}
+}
+
+// accusable reports whether reporter may have had a piece from parent.
+func (t *Tracker) accusable(reporter, parent string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, connected := t.peers[parent]
+	return connected && parent != reporter
 }
 
 // probe fetches a piece from a peer and reports whether it is bad.

@@ -2,6 +2,7 @@ package tracker
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type swarm struct {
 type member struct {
 	p     *peer
 	order uint64 // of joining
+	cost  int    // its part of peer.announced
 
 	held     task.Set
 	complete bool
@@ -73,11 +75,12 @@ func (s *swarm) memberLocked(p *peer) *member {
 		n := s.table.Count()
 		s.joined++
 		m = &member{
-			p: p, order: s.joined, held: task.NewSet(n), links: map[string]*member{},
+			p: p, order: s.joined, cost: n + 1, held: task.NewSet(n), links: map[string]*member{},
 			told: task.NewSet(n), offered: task.NewSet(n), pending: task.NewSet(n),
 			progress: s.t.o.Now(), feeds: map[*feed]struct{}{},
 		}
 		s.members[p.name] = m
+		p.announced += m.cost
 	}
 	return m
 }
@@ -107,15 +110,14 @@ func (s *swarm) remove(p *peer) (empty bool) {
 
 func (s *swarm) dropMemberLocked(m *member) {
 	delete(s.members, m.p.name)
+	m.p.announced -= m.cost
 	for _, other := range s.members {
 		if other.links[m.p.name] == m {
 			delete(other.links, m.p.name)
 			other.p.out.mark(s.id, newParents)
 		}
 	}
-	for f := range m.feeds {
-		f.wake()
-	}
+	m.endFeeds()
 	s.sharesLocked(m.p.zone)
 }
 
@@ -146,9 +148,11 @@ func (s *swarm) sharesLocked(zone string) {
 			names = append(names, m.p.name)
 		}
 	}
-	for _, name := range names {
+	slices.Sort(names)
+	for slot, name := range names {
 		m := s.members[name]
-		if share := scheduler.ZoneShare(name, names); share != m.share {
+		// What scheduler.ZoneShare says of each, without sorting for each.
+		if share := (scheduler.Share{Slot: slot, Of: len(names)}); share != m.share {
 			m.share = share
 			m.p.out.mark(s.id, newParents)
 		}
@@ -186,10 +190,11 @@ func (s *swarm) linkLocked(m *member) {
 	m.p.out.mark(s.id, newParents)
 }
 
-// joinLocked makes c a parent of m, and m one of c if c is still fetching.
+// joinLocked makes c a parent of m, and m one of c if c is still fetching. A
+// peer in quarantine gets parents and is none.
 func (s *swarm) joinLocked(m, c *member) {
 	m.links[c.p.name] = c
-	if c.interested && !c.complete {
+	if _, bad := s.t.quarantine[m.p.name]; !bad && c.interested && !c.complete {
 		c.links[m.p.name] = m
 		c.p.out.mark(s.id, newParents)
 	}
@@ -376,6 +381,15 @@ func (f *feed) wake() {
 	select {
 	case f.changed <- struct{}{}:
 	default:
+	}
+}
+
+// endFeeds ends what shows m's offers: when its peer takes part again, it does
+// so as another member.
+func (m *member) endFeeds() {
+	for f := range m.feeds {
+		close(f.changed)
+		delete(m.feeds, f)
 	}
 }
 

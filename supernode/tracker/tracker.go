@@ -5,11 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sort"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc/codes"
 	grpcpeer "google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -191,12 +197,16 @@ func (t *Tracker) Connect(stream apiv1.Swarm_ConnectServer) error {
 // maxName bounds names of nodes, zones and racks.
 const maxName = 253
 
+func isName(s string) bool {
+	return len(s) <= maxName && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
 func (t *Tracker) newPeer(ctx context.Context, h *apiv1.Hello, cancel context.CancelCauseFunc) (*peer, error) {
 	switch {
 	case h == nil:
 		return nil, status.Error(codes.InvalidArgument, "the first message must be Hello")
-	case h.Name == "" || len(h.Name) > maxName || len(h.Zone) > maxName || len(h.Rack) > maxName:
-		return nil, status.Errorf(codes.InvalidArgument, "Hello: name, zone and rack may have %d bytes, and name must not be empty", maxName)
+	case h.Name == "" || !isName(h.Name) || !isName(h.Zone) || !isName(h.Rack) || !isName(h.Version):
+		return nil, status.Errorf(codes.InvalidArgument, "Hello: name, zone, rack and version may have %d bytes without control characters, and name must not be empty", maxName)
 	case h.Name == t.o.Name:
 		return nil, status.Errorf(codes.InvalidArgument, "Hello: %q is the supernode's own name; set --name", h.Name)
 	}
@@ -206,7 +216,8 @@ func (t *Tracker) newPeer(ctx context.Context, h *apiv1.Hello, cancel context.Ca
 	}
 	return &peer{
 		name: h.Name, zone: h.Zone, rack: h.Rack, address: address, version: h.Version,
-		seed: seedAddress(ctx, t.o.Address), key: ticket.ServingKey(t.o.MasterKey, h.Name), cancel: cancel, out: newOutbox(),
+		seed: seedAddress(ctx, t.o.Address), key: ticket.ServingKey(t.o.MasterKey, h.Name), cancel: cancel, out: newOutbox(cancel),
+		asking: semaphore.NewWeighted(maxAsking), accusing: semaphore.NewWeighted(maxAccusing),
 	}, nil
 }
 
@@ -231,6 +242,10 @@ func reachable(ctx context.Context, address string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// The address becomes part of URLs that other peers ask for.
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strings.ContainsAny(host, "/?#@\\ ") {
+		return "", errors.New("want HOST:PORT")
+	}
 	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
 		return address, nil
 	}
@@ -247,6 +262,8 @@ func reachable(ctx context.Context, address string) (string, error) {
 
 // join makes p a member of the cluster.
 func (t *Tracker) join(p *peer) error {
+	var left []*command
+	defer func() { gone(left, p.name) }()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
@@ -254,7 +271,7 @@ func (t *Tracker) join(p *peer) error {
 	}
 	if old, ok := t.peers[p.name]; ok {
 		old.cancel(errReplaced)
-		t.removeLocked(old)
+		left = t.removeLocked(old)
 		t.o.Log.Info("a node has connected again", "node", p.name, "address", p.address)
 	} else {
 		t.o.Log.Info("a node has joined", "node", p.name, "zone", p.zone, "address", p.address, "version", p.version)
@@ -265,23 +282,32 @@ func (t *Tracker) join(p *peer) error {
 
 // leave removes p if it was not replaced.
 func (t *Tracker) leave(p *peer) {
+	var left []*command
+	defer func() { gone(left, p.name) }()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.peers[p.name] == p {
-		t.removeLocked(p)
+		left = t.removeLocked(p)
 		t.o.Log.Info("a node has left", "node", p.name)
 	}
 }
 
-func (t *Tracker) removeLocked(p *peer) {
+// removeLocked takes p out of everything and returns the commands that are to
+// be told, once t.mu is free.
+func (t *Tracker) removeLocked(p *peer) []*command {
 	delete(t.peers, p.name)
 	for id, s := range t.swarms {
 		if s.remove(p) {
 			delete(t.swarms, id)
 		}
 	}
-	for _, c := range t.commands {
-		c.gone(p.name)
+	return slices.Collect(maps.Values(t.commands))
+}
+
+// gone tells commands that a peer has left.
+func gone(commands []*command, peer string) {
+	for _, c := range commands {
+		c.gone(peer)
 	}
 }
 
