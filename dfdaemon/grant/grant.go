@@ -53,8 +53,12 @@ type Store struct {
 	now func() time.Time
 
 	mu     sync.Mutex
-	grants map[string]*held // by registry, repository and digest
+	grants map[string]*held  // by registry, repository and digest
+	tags   map[string]string // tags of manifests that are not granted yet, by the same
 }
+
+// maxTags bounds Store.tags; at the bound all are forgotten.
+const maxTags = 10_000
 
 // held is one grant in memory.
 type held struct {
@@ -75,7 +79,7 @@ func Open(dir string, ttl time.Duration, now func() time.Time) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening grants: %w", err)
 	}
-	s := &Store{dir: dir, ttl: ttl, now: now, grants: map[string]*held{}}
+	s := &Store{dir: dir, ttl: ttl, now: now, grants: map[string]*held{}, tags: map[string]string{}}
 	if err := s.clean(); err != nil {
 		return nil, err
 	}
@@ -174,6 +178,10 @@ func (s *Store) Add(m Manifest, credKey string) error {
 	defer s.mu.Unlock()
 	h := s.grants[k]
 	fresh := h == nil
+	if m.Tag == "" {
+		m.Tag = s.tags[k]
+	}
+	delete(s.tags, k)
 	if fresh {
 		if err := s.sweepLocked(); err != nil {
 			return err
@@ -194,6 +202,31 @@ func (s *Store) Add(m Manifest, credKey string) error {
 		return nil
 	}
 	h.m.Used = m.Used
+	return s.save(k, h.m)
+}
+
+// Tag notes that the registry says that a tag leads to a manifest. It grants
+// nothing: clients ask for a tag's digest first and are let into the manifest by
+// that.
+func (s *Store) Tag(registry, repo, tag, digest string) error {
+	k := key(registry, repo, digest)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.untagLocked(registry, repo, tag, k); err != nil {
+		return err
+	}
+	h := s.grants[k]
+	if h == nil {
+		if len(s.tags) >= maxTags {
+			clear(s.tags)
+		}
+		s.tags[k] = tag
+		return nil
+	}
+	if h.m.Tag == tag {
+		return nil
+	}
+	h.m.Tag = tag
 	return s.save(k, h.m)
 }
 

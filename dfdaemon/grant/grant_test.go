@@ -142,6 +142,43 @@ func TestMovedTagLeadsToTheLatestManifestAlsoAfterAReopen(t *testing.T) {
 	}
 }
 
+// TestTagNotedApart has the order of containerd: it asks where a tag leads, and
+// fetches what it does not have by digest.
+func TestTagNotedApart(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	s := open(t, dir, c)
+	first, second := manifest(1, ""), manifest(10, "")
+	note := func(m grant.Manifest) {
+		t.Helper()
+		if err := s.Tag("quay.io", "org/app", "v1", m.Digest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leadsTo := func(want grant.Manifest) {
+		t.Helper()
+		for range 2 {
+			if m, ok := s.Manifest("quay.io", "org/app", "v1", ""); !ok || m.Digest != want.Digest {
+				t.Errorf("tag leads to %q, want %q", m.Digest, want.Digest)
+			}
+			s = open(t, dir, c)
+		}
+	}
+	note(first)
+	if _, ok := s.Manifest("quay.io", "org/app", "v1", ""); ok {
+		t.Error("a tag alone grants something")
+	}
+	add(t, s, first, "")
+	leadsTo(first)
+	note(second)
+	if m, ok := s.Manifest("quay.io", "org/app", "v1", ""); ok {
+		t.Errorf("moved tag leads to %q", m.Digest)
+	}
+	add(t, s, second, "")
+	leadsTo(second)
+	note(first) // is here already
+	leadsTo(first)
+}
+
 func TestGrantEndsWhenItIsNotUsed(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	s := open(t, dir, c)

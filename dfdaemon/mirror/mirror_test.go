@@ -377,3 +377,21 @@ func TestLargeAnswerIsReadFromTheRegistryItself(t *testing.T) {
 		t.Errorf("status %d: %s", a.status, a.body)
 	}
 }
+
+// containerd asks where a tag leads with a HEAD and fetches by digest.
+func TestTagOfContainerdIsServedWhileTheRegistryIsDown(t *testing.T) {
+	s := newSite(t)
+	_, digest := s.reg.Manifest("org/app", "v1")
+	tag := "/v2/org/app/manifests/v1" + ns
+	if a := s.do("HEAD", tag); a.status != 200 {
+		t.Fatalf("HEAD: %d", a.status)
+	}
+	if a := s.get("/v2/org/app/manifests/" + digest + ns); a.status != 200 {
+		t.Fatalf("GET by digest: %d", a.status)
+	}
+	s.reg.SetDown(503)
+	s.clock.Add(2 * authTTL)
+	if a := s.do("HEAD", tag); a.status != 200 || a.header.Get("Docker-Content-Digest") != digest {
+		t.Errorf("HEAD while the registry is down: %d %v", a.status, a.header)
+	}
+}

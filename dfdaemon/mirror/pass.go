@@ -84,8 +84,8 @@ func (m *Mirror) pass(c *call) {
 	if a.status < 300 && (c.kind == "manifests" || c.kind == "blobs") {
 		m.accept(c)
 	}
-	if a.status == http.StatusOK && c.kind == "manifests" && c.r.Method == http.MethodGet {
-		m.grant(c, a)
+	if a.status == http.StatusOK && c.kind == "manifests" {
+		m.remember(c, a)
 	}
 	send(c, a)
 }
@@ -115,13 +115,26 @@ func verify(c *call, a answer) error {
 	return nil
 }
 
-// grant notes that the client was let into a manifest.
-func (m *Mirror) grant(c *call, a answer) {
+// remember notes what is needed to serve a manifest while the registry is down:
+// that the client was let into it, or, for a HEAD, where its tag leads, since
+// containerd then fetches by digest only.
+func (m *Mirror) remember(c *call, a answer) {
+	isTag := !strings.Contains(c.ref, ":")
+	if c.r.Method == http.MethodHead {
+		d := a.header.Get("Docker-Content-Digest")
+		if !isTag || d == "" {
+			return
+		}
+		if err := m.o.Grants.Tag(c.registry, c.repo, c.ref, d); err != nil {
+			m.o.Log.Warn("a tag will not be served while the registry is down", "object", c.object(), "error", err)
+		}
+		return
+	}
 	g := grant.Manifest{
 		Registry: c.registry, Repo: c.repo, Digest: digest.FromBytes(a.body).String(),
 		MediaType: a.header.Get("Content-Type"), Body: a.body,
 	}
-	if !strings.Contains(c.ref, ":") {
+	if isTag {
 		g.Tag = c.ref
 	}
 	if err := m.o.Grants.Add(g, c.credKey()); err != nil {
