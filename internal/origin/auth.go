@@ -141,7 +141,21 @@ func (l *login) begin(ctx context.Context) (string, error) {
 		l.final = true
 		return l.cred.basic(), nil
 	}
-	return l.bearer(ctx, ch)
+	value, err := l.bearer(ctx, ch)
+	if l.turnedAway(err) {
+		l.final = true
+		return "", nil
+	}
+	return value, err
+}
+
+// turnedAway reports whether err says that the token server gives nothing to
+// whoever has no credential. Then the origin's own refusal is the answer: it has
+// the challenge by which a client finds out where to log in.
+func (l *login) turnedAway(err error) bool {
+	var no refusal
+	var answer *StatusError
+	return l.cred == (Credential{}) && errors.As(err, &no) && errors.As(err, &answer)
 }
 
 // answer returns what to send after a refusal, and false if nothing is left to
@@ -166,6 +180,9 @@ func (l *login) answer(ctx context.Context, se *StatusError) (string, bool, erro
 		return l.cred.basic(), true, nil
 	}
 	value, err := l.bearer(ctx, ch)
+	if l.turnedAway(err) {
+		return "", false, nil
+	}
 	return value, true, err
 }
 

@@ -123,6 +123,22 @@ func TestTokenProtocol(t *testing.T) {
 	}
 }
 
+// Whoever has no credential gets the registry's own refusal: the challenge in it
+// is how a client finds out where to log in.
+func TestAnonymousIsToldTheChallenge(t *testing.T) {
+	a := &authority{user: "u", password: "p"}
+	url, _ := tokenRegistry(t, a, content(10))
+	c, _ := newTestClient(t, Options{})
+	obj := Object{URL: BlobURL(url, "a/b", "sha256:00"), Credentials: []Credential{{}}}
+	for i := range 3 {
+		_, err := c.Head(t.Context(), obj)
+		var answer *StatusError
+		if !errors.As(err, &answer) || answer.Status != http.StatusUnauthorized || !strings.Contains(answer.Header.Get("Www-Authenticate"), url+"/token") {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+}
+
 // The registry's clock is ahead, or it lost its keys: a token that worked is
 // refused before its time, in mid-read.
 func TestTokenExpiresEarly(t *testing.T) {
@@ -177,9 +193,8 @@ func TestFreshTokenRefused(t *testing.T) {
 func TestOneTokenFetchAtATime(t *testing.T) {
 	data := content(100)
 	const readers = 20
-	var once sync.Once
 	refusedAll := make(chan struct{})
-	a := &authority{status: func(int) int { <-refusedAll; return 0 }}
+	a := &authority{}
 	var url string
 	var mu sync.Mutex
 	asked := 0
@@ -191,14 +206,15 @@ func TestOneTokenFetchAtATime(t *testing.T) {
 			a.ServeHTTP(w, r)
 			return
 		}
-		mu.Lock()
-		if asked++; asked == readers {
-			once.Do(func() { close(refusedAll) })
-		}
-		mu.Unlock()
-		// guard takes the authority's lock, which the token server holds while
-		// it waits for all readers.
 		if r.Header.Get("Authorization") == "" {
+			mu.Lock()
+			if asked++; asked == readers {
+				close(refusedAll)
+			}
+			mu.Unlock()
+			// Nobody is refused before all have come, or the last would know the
+			// challenge and not come.
+			<-refusedAll
 			w.Header().Set("WWW-Authenticate", `Bearer realm="`+url+`/token"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
