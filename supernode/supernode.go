@@ -213,7 +213,7 @@ func (s *supernode) pieceServer(ctx context.Context, c Config) http.Handler {
 const grpcBuffer = 4 << 10
 
 func (s *supernode) serveGRPC(ctx context.Context, lis net.Listener, join secret.Join) error {
-	srv := grpc.NewServer(append(join.ServerOptions(),
+	srv := grpc.NewServer(append(join.ServerOptions(), //nolint:contextcheck // calls bring their own context
 		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

@@ -307,7 +307,7 @@ func TestIdleTimeout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer b.Close() //nolint:errcheck // returns nil
+		defer b.Close()
 		start := time.Now()
 		for range 5 {
 			if n, err := b.Read(make([]byte, 4)); n != 1 || err != nil {
@@ -401,7 +401,7 @@ func TestContextEndsRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer b.Close() //nolint:errcheck // returns nil
+	defer b.Close()
 	if _, err := b.Read(make([]byte, 2)); err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func TestRegistry(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			defer b.Close() //nolint:errcheck // returns nil
+			defer b.Close()
 			if _, err := io.ReadFull(b, got[off:off+part]); err != nil || !b.Ranged {
 				t.Errorf("at %d: %v, ranged %v", off, err, b.Ranged)
 			}
