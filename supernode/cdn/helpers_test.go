@@ -90,9 +90,8 @@ type counting struct {
 }
 
 func (c counting) Write(p []byte) (int, error) {
-	n, err := c.ResponseWriter.Write(p)
-	c.s.sent.Add(int64(n))
-	return n, err
+	c.s.sent.Add(int64(len(p))) // before anybody can have read them
+	return c.ResponseWriter.Write(p)
 }
 
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
