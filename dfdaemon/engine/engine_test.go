@@ -225,18 +225,46 @@ func TestLiarIsReportedAndLeftAlone(t *testing.T) {
 	}
 }
 
-func TestReaderGetsTheLastPieceOnlyOfRightContent(t *testing.T) {
+// The supernode publishes the last digest when it has checked the whole.
+func TestReaderGetsTheLastPieceOnlyWhenTheSupernodeVouchesForIt(t *testing.T) {
+	c, n := newContent(1<<20, 3), newNode(t, true)
+	p := newParent(t, "p1", c, false)
+	done := open(t, n, c.request(true))
+	n.Receive(c.info(interest(t, n, 1).Request))
+	most := c.digests()
+	d := most.GetDigests()
+	d.Digests = d.Digests[:len(d.Digests)-sha256.Size]
+	n.Receive(most)
+	n.Receive(c.parents(p.entry))
+	o := <-done
+	if o.err != nil {
+		t.Fatal(o.err)
+	}
+	defer o.h.Close()
+	type result struct {
+		got []byte
+		err error
+	}
+	reading := make(chan result, 1)
+	go func() { got, err := read(t, o.h); reading <- result{got, err} }()
+	testenv.Eventually(t, func() bool { p, _ := o.h.Progress(); return p.HeldPieces == c.table.Count()-1 }, "all pieces but the last")
+	n.Receive(&apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_Revoked{Revoked: &apiv1.Revoked{TaskId: string(c.id), Reason: "wrong digest"}}})
+	if r := <-reading; r.err == nil || len(r.got) >= len(c.data) {
+		t.Errorf("%d bytes of %d, error %v", len(r.got), len(c.data), r.err)
+	}
+}
+
+func TestWrongContentNeverBecomesComplete(t *testing.T) {
 	c := newContent(1<<20, 3)
 	c.id = task.BlobID(sha256.Sum256([]byte("other content"))) // pieces match what is published, the whole does not
 	n := newNode(t, true)
 	p := newParent(t, "p1", c, false)
 	h := start(t, n, c, p.entry)
-	got, err := read(t, h)
-	if err == nil || len(got) >= len(c.data) {
-		t.Errorf("%d bytes of %d, error %v", len(got), len(c.data), err)
-	}
 	if err := h.WaitComplete(t.Context()); err == nil {
 		t.Error("wrong content became complete")
+	}
+	if n.Rejected("digest") == 0 {
+		t.Error("the rejection was not counted")
 	}
 }
 

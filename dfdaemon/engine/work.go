@@ -134,18 +134,12 @@ func (d *download) wake() {
 
 // follow checks the digest of the whole as the pieces come.
 func (d *download) follow(ctx context.Context, t *piecestore.Task) {
-	got, err := t.Follow(ctx)
+	err := d.check(ctx, t)
+	for ctx.Err() == nil && isDamage(err) {
+		err = d.check(ctx, t) // the piece is fetched again
+	}
 	if ctx.Err() != nil {
 		return
-	}
-	if want, ok := d.id.Digest(); err == nil && ok && got != want {
-		err = fmt.Errorf("%s: the content has SHA-256 %s: refused", d.id, got)
-		d.e.o.Rejected("digest")
-		if resetErr := t.Reset(); resetErr != nil {
-			err = errors.Join(err, resetErr)
-		}
-	} else if err == nil {
-		err = t.MarkComplete()
 	}
 	d.post(func() {
 		if err != nil {
@@ -153,6 +147,28 @@ func (d *download) follow(ctx context.Context, t *piecestore.Task) {
 		}
 		d.wake()
 	})
+}
+
+// check waits until all is held, and marks it complete if it has the right
+// digest.
+func (d *download) check(ctx context.Context, t *piecestore.Task) error {
+	got, err := t.Follow(ctx)
+	if err != nil {
+		return err
+	}
+	if want, ok := d.id.Digest(); ok && got != want {
+		err := fmt.Errorf("%s: the content has SHA-256 %s: refused", d.id, got)
+		d.e.o.Rejected("digest")
+		return errors.Join(err, t.Reset())
+	}
+	return t.MarkComplete()
+}
+
+// isDamage reports whether err is of a piece that was found damaged on disk, and
+// dropped, by whoever looked first.
+func isDamage(err error) bool {
+	var damaged *piecestore.DamagedError
+	return errors.As(err, &damaged) || errors.Is(err, piecestore.ErrIncomplete)
 }
 
 const (
