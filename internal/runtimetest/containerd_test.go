@@ -1,0 +1,176 @@
+package runtimetest
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/damselfly-io/damselfly/internal/testenv"
+)
+
+// containerd is a containerd of the test's own whose ctr pulls by the hosts.toml
+// files of one directory.
+type containerd struct {
+	*process
+	dir, socket, hosts string
+}
+
+// deadServer is an upstream that a pull must not need: whatever goes past the
+// mirror fails.
+const deadServer = "http://127.0.0.1:1"
+
+// startContainerd runs a containerd whose only way to the registry is mirror;
+// with an empty mirror, the test writes hosts.toml itself.
+func startContainerd(t *testing.T, name, mirror string) *containerd {
+	t.Helper()
+	dir := shortDir(t)
+	c := &containerd{dir: dir, socket: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "hosts")}
+	if mirror != "" {
+		hosts := filepath.Join(subdir(t, c.hosts, registryName), "hosts.toml")
+		text := fmt.Sprintf("server = %q\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", deadServer, mirror)
+		if err := os.WriteFile(hosts, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := filepath.Join(dir, "config.toml")
+	// No CRI: it would look after pods and a network. No opt: it makes
+	// /opt/containerd.
+	text := fmt.Sprintf(`version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[debug]
+  level = "warn"
+[grpc]
+  address = %q
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.process = start(t, "containerd of "+name, filepath.Join(dir, "log"), testenv.Tool(t, "containerd"), "--config", config)
+	testenv.Eventually(t, func() bool {
+		if c.ended() {
+			t.Fatalf("containerd has ended:\n%s", tail(c.log))
+		}
+		_, err := c.ctr(t, "version")
+		return err == nil
+	}, "containerd answers")
+	return c
+}
+
+// ctr runs ctr on this containerd.
+func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
+	return command(t.Context(), testenv.Tool(t, "ctr"), append([]string{"--address", c.socket}, args...)...)
+}
+
+func (c *containerd) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := c.ctr(t, args...)
+	if err != nil {
+		t.Fatalf("ctr %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// pull pulls an image. user is USER:PASSWORD, empty for none.
+func (c *containerd) pull(t *testing.T, img *image, user string) (string, error) {
+	args := []string{"images", "pull", "--hosts-dir", c.hosts}
+	if user != "" {
+		args = append(args, "--user", user)
+	}
+	out, err := c.ctr(t, append(args, img.ref())...)
+	return withoutProgress(out), err
+}
+
+// withoutProgress drops the progress that ctr prints many times over.
+func withoutProgress(out string) string {
+	var kept strings.Builder
+	for line := range strings.Lines(out) {
+		if strings.HasPrefix(line, "ctr:") || strings.HasPrefix(line, "time=") {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
+
+func (c *containerd) mustPull(t *testing.T, img *image, user string) {
+	t.Helper()
+	if out, err := c.pull(t, img, user); err != nil {
+		t.Fatalf("pull %s: %v\n%s", img.ref(), err, out)
+	}
+}
+
+// result is how a command ended.
+type result struct {
+	out string
+	err error
+}
+
+// beginPull pulls an image in the background.
+func (c *containerd) beginPull(t *testing.T, img *image, user string) <-chan result {
+	t.Helper()
+	ended := make(chan result, 1)
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		out, err := c.pull(t, img, user)
+		ended <- result{out, err}
+	}()
+	t.Cleanup(func() { <-returned }) // the test's context has ended
+	return ended
+}
+
+// forget removes an image and all that is left of it, so that the next pull
+// fetches it again.
+func (c *containerd) forget(t *testing.T, img *image) {
+	t.Helper()
+	c.must(t, "images", "rm", "--sync", img.ref())
+	if left := c.must(t, "content", "ls", "-q"); strings.TrimSpace(left) != "" {
+		t.Fatalf("containerd still has content:\n%s", left)
+	}
+}
+
+// check compares what containerd has with what was pushed: each blob, the
+// unpacked tree, and what a container of it prints.
+func (c *containerd) check(t *testing.T, img *image) {
+	t.Helper()
+	for digest, blob := range img.blobs {
+		if got := c.must(t, "content", "get", digest); got != string(blob) {
+			t.Errorf("%s has %d bytes with digest %s, want %d", digest, len(got), digestOf([]byte(got)), len(blob))
+		}
+	}
+	c.checkTree(t, img)
+	if got := c.must(t, "run", "--rm", img.ref(), "hello"); got != img.greeting {
+		t.Errorf("the container printed %q, want %q", got, img.greeting)
+	}
+}
+
+func (c *containerd) checkTree(t *testing.T, img *image) {
+	t.Helper()
+	root := subdir(t, c.dir, "rootfs")
+	defer func() {
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			t.Errorf("unmount %s: %v", root, err)
+		}
+		c.must(t, "images", "unmount", "--rm", root)
+	}()
+	c.must(t, "images", "mount", img.ref(), root)
+	got := treeOf(t, root)
+	for _, name := range slices.Sorted(maps.Keys(img.tree)) {
+		if got[name] != img.tree[name] {
+			t.Errorf("%s is %q, want %q", name, got[name], img.tree[name])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(got)) {
+		if _, ok := img.tree[name]; !ok {
+			t.Errorf("%s is there (%s) and was not pushed", name, got[name])
+		}
+	}
+}
