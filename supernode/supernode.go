@@ -217,7 +217,7 @@ func (s *supernode) serveGRPC(ctx context.Context, lis net.Listener, join secret
 		grpc.ReadBufferSize(grpcBuffer), grpc.WriteBufferSize(grpcBuffer),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 15 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.MaxRecvMsgSize(16<<20),
+		grpc.MaxRecvMsgSize(16<<20), grpc.WaitForHandlers(true),
 	)...)
 	apiv1.RegisterSwarmServer(srv, &swarmService{tracker: s.tracker, exchange: s.exchange})
 	served := make(chan error, 1)

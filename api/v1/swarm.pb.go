@@ -1653,7 +1653,9 @@ type Digests struct {
 	TaskId string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	First  uint32                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
 	// 32 bytes a piece.
-	Digests       []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
+	Digests []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
+	// The supernode has checked the digest of the whole content.
+	Whole         bool `protobuf:"varint,4,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1707,6 +1709,13 @@ func (x *Digests) GetDigests() []byte {
 		return x.Digests
 	}
 	return nil
+}
+
+func (x *Digests) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
 }
 
 // Revoked withdraws a task: what was published of it is not to be trusted.
@@ -2173,11 +2182,12 @@ const file_api_v1_swarm_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
 	"\x06ticket\x18\x03 \x01(\tR\x06ticket\x12\x18\n" +
 	"\aforeign\x18\x04 \x01(\bR\aforeign\x12\x12\n" +
-	"\x04seed\x18\x05 \x01(\bR\x04seed\"R\n" +
+	"\x04seed\x18\x05 \x01(\bR\x04seed\"h\n" +
 	"\aDigests\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\rR\x05first\x12\x18\n" +
-	"\adigests\x18\x03 \x01(\fR\adigests\":\n" +
+	"\adigests\x18\x03 \x01(\fR\adigests\x12\x14\n" +
+	"\x05whole\x18\x04 \x01(\bR\x05whole\":\n" +
 	"\aRevoked\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"#\n" +

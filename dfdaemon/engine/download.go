@@ -44,6 +44,7 @@ type download struct {
 	err     error
 	meta    Meta
 	whole   bool
+	vouched bool    // the supernode has checked the digest of the whole
 	ranges  []Range // wanted before the table was known
 	wanted  task.Set
 	readers map[*reader]struct{}
@@ -59,13 +60,13 @@ type download struct {
 	parents   map[string]*parent
 	share     scheduler.Share
 	fetches   map[*fetch]struct{}
-	busy      task.Set  // pieces with a fetch under way; at times fewer
-	following bool      // the digest of the whole is being computed
-	alone     bool      // reading from the origin
-	idleSince time.Time // when the last user left; zero while there is one
-	gained    time.Time // when the last piece came, or the first was wanted
-	asked     time.Time // when Starved was sent last
-	compared  time.Time // when parents' speeds were compared last
+	busy      task.Set         // pieces with a fetch under way; at times fewer
+	following *piecestore.Task // whose digest as a whole is being computed
+	alone     bool             // reading from the origin
+	idleSince time.Time        // when the last user left; zero while there is one
+	gained    time.Time        // when the last piece came, or the first was wanted
+	asked     time.Time        // when Starved was sent last
+	compared  time.Time        // when parents' speeds were compared last
 }
 
 // mailbox carries functions to run's goroutine.
@@ -288,6 +289,7 @@ func (d *download) create(r Request, table task.Table) error {
 	old := d.t
 	d.mu.Unlock()
 	if old != nil {
+		d.following = nil
 		d.stopFetches()
 		old.Release()
 	}

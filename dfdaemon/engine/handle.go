@@ -208,15 +208,19 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 }
 
 // readableLocked is the set of pieces that readers may have: all that is held,
-// but not the end of content whose digest as a whole nobody has checked yet. The
-// supernode has where it vouches for every piece.
+// but not the end of content whose digest as a whole has not been checked, by
+// the supernode for pieces that it vouches for, or here.
 func (d *download) readableLocked() task.Set {
 	if d.t == nil {
 		return nil
 	}
 	held := d.t.Held()
-	if _, checkable := d.id.Digest(); checkable && d.whole && !d.t.Complete() && d.t.Proven().Len() < d.t.Table().Count() {
-		held.Remove(d.t.Table().Count() - 1)
+	last := d.t.Table().Count() - 1
+	if _, checkable := d.id.Digest(); !checkable || !d.whole || last < 0 || d.t.Complete() {
+		return held
+	}
+	if !d.vouched || d.t.Proven().Len() < last+1 {
+		held.Remove(last)
 	}
 	return held
 }

@@ -23,8 +23,8 @@ func (d *download) work(ctx context.Context) {
 		d.considerOrigin(ctx, nil)
 		return
 	}
-	if whole && !d.following && followable(t) {
-		d.following = true
+	if whole && d.following != t && followable(t) {
+		d.following = t
 		d.wg.Go(func() { d.follow(ctx, t) })
 	}
 	now := d.e.o.Now()
@@ -38,10 +38,10 @@ func (d *download) work(ctx context.Context) {
 	d.considerOrigin(ctx, t)
 }
 
-// followable reports whether the digest of the whole is to be computed now. When
-// the supernode vouches for every piece, it has checked the whole before it
-// published the last digest, and checking it here can wait until all is there.
-// What came from the origin is checked as it comes: its end waits for the result.
+// followable reports whether the digest of the whole is to be computed now. What
+// the supernode has checked as a whole, and vouches for piece by piece, can be
+// checked again when all of it is there. Otherwise it is checked as it comes: its
+// end waits for the result.
 func followable(t *piecestore.Task) bool {
 	return t.HeldCount() == t.Table().Count() || t.Proven().Len() < t.HeldCount()
 }
@@ -102,6 +102,12 @@ func (d *download) setDigests(m *apiv1.Digests) {
 		d.e.o.Log.Warn("ignoring digests from the supernode", "task", d.id.Short(), "error", err)
 		return
 	}
+	if m.Whole {
+		d.mu.Lock()
+		d.vouched = true
+		d.wakeLocked()
+		d.mu.Unlock()
+	}
 	for k, digest := range digests {
 		i := first + k
 		d.digests[i] = digest
@@ -142,7 +148,7 @@ func (d *download) follow(ctx context.Context, t *piecestore.Task) {
 		return
 	}
 	d.post(func() {
-		if err != nil {
+		if err != nil && d.following == t {
 			d.fail(err)
 		}
 		d.wake()

@@ -71,7 +71,7 @@ func (s *Service) open(ctx context.Context, id string, src *apiv1.Source, priori
 		if !complete && r.URL == "" {
 			return nil, status.Errorf(codes.NotFound, "%s is not complete on this node, and no URL says where the rest is", r.ID)
 		}
-		r.Authorized = true
+		r.Authorized = complete
 	}
 	h, err := s.o.Engine.Open(ctx, r)
 	if errors.Is(err, engine.ErrUnsettled) {

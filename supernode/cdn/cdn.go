@@ -63,6 +63,9 @@ type Request struct {
 	Credential origin.Credential
 	// Authorized: that the requester may read is already settled.
 	Authorized bool
+	// Node is who asks. Of content that nodes want parts of, the whole is
+	// fetched once a second one does; "" is no node.
+	Node       string
 	Whole      bool
 	Ranges     []Range
 	Table      *task.Table // for a new task; nil: uniform

@@ -236,7 +236,8 @@ func TestRangesOnly(t *testing.T) {
 	s := newSite(t, size)
 	n := newNode(t, nil)
 	r := s.request()
-	r.Whole, r.Ranges = false, []Range{{Offset: 20*testPiece + 5, Length: 10}, {Offset: 25 * testPiece, Length: testPiece + 1}}
+	r.Node, r.Whole = "one", false
+	r.Ranges = []Range{{Offset: 20*testPiece + 5, Length: 10}, {Offset: 25 * testPiece, Length: testPiece + 1}}
 	o := n.ensure(t, r)
 	for _, i := range []int{20, 25, 26} {
 		if err := o.WaitPublished(t.Context(), i); err != nil {
@@ -250,7 +251,14 @@ func TestRangesOnly(t *testing.T) {
 	if sent := s.sent.Load(); sent != 3*testPiece {
 		t.Errorf("the origin sent %d bytes, want %d", sent, 3*testPiece)
 	}
+	// The same node may ask for more of it.
+	again := n.ensure(t, r)
+	testenv.Eventually(t, func() bool { return !again.busy() }, "the fetch ends")
+	if sent := s.sent.Load(); sent != 3*testPiece {
+		t.Errorf("the origin sent %d bytes to one node, want %d", sent, 3*testPiece)
+	}
 	// A second node makes it worth having whole.
+	r.Node = "another"
 	waitComplete(t, n.ensure(t, r), s.content)
 	if sent := s.sent.Load(); sent != size {
 		t.Errorf("the origin sent %d bytes of %d", sent, size)

@@ -46,7 +46,7 @@ type Object struct {
 	checkCtx  context.Context //nolint:containedctx // ends the check when the fetch has failed
 	stopCheck context.CancelFunc
 	verified  bool // the whole content is held and its digest matches
-	requests  int  // seen so far, for when to fetch the whole
+	node      string // the first that asked
 	whole     bool // somebody has wanted all of it
 }
 
@@ -109,13 +109,16 @@ func (o *Object) want(r Request) {
 	if o.t.HeldCount() < o.table.Count() {
 		o.addSourceLocked(r)
 	}
-	o.requests++
+	if o.node == "" {
+		o.node = r.Node
+	}
+	second := r.Node != "" && r.Node != o.node
 	for _, rg := range r.Ranges {
 		first, end := o.table.Span(rg.Offset, rg.Length)
 		o.wanted.AddRange(first, end)
 		o.asked.AddRange(first, end)
 	}
-	if (r.Whole || o.requests > 1) && !o.whole {
+	if (r.Whole || second) && !o.whole {
 		o.whole = true
 		o.publishLocked() // without the last piece from now on
 	}
@@ -138,9 +141,6 @@ func (o *Object) Resume(r Request) {
 		for i := first; i < end && !lost; i++ {
 			lost = !held.Has(i) && !o.wanted.Has(i)
 		}
-	}
-	if lost {
-		o.requests--
 	}
 	o.mu.Unlock()
 	if lost {

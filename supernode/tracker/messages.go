@@ -116,6 +116,7 @@ func (t *Tracker) request(p *peer, m *apiv1.Interest) (cdn.Request, error) {
 	req := cdn.Request{
 		ID: r.ID, URL: r.URL, Header: r.Header, Credential: r.Credential, Table: r.Table,
 		Authorized: m.Authorized || t.ordered(p.name, m.Command), Whole: m.Whole,
+		Node: p.name,
 	}
 	if len(m.Ranges) > maxRanges {
 		return cdn.Request{}, fmt.Errorf("%w: %d ranges, at most %d", wire.ErrInvalid, len(m.Ranges), maxRanges)
@@ -230,6 +231,7 @@ func (s *swarm) leave(p *peer) {
 	}
 	m.interested, m.whole, m.wanted = false, false, nil
 	// If p comes back, it knows nothing of what it was told.
+	m.toldWhole = false
 	for _, set := range []task.Set{m.pending, m.offered, m.told} {
 		clear(set)
 	}
@@ -365,6 +367,7 @@ func (t *Tracker) broadcast(id task.ID, revoke bool, msg *apiv1.SupernodeMessage
 	for _, m := range s.members {
 		if revoke {
 			m.complete = false
+			m.toldWhole = false
 			for _, set := range []task.Set{m.held, m.offered, m.pending, m.told} {
 				clear(set)
 			}
@@ -438,6 +441,15 @@ func (s *swarm) digestsLocked(out []*apiv1.SupernodeMessage, m *member) []*apiv1
 			next = i + 1
 		}
 	}
+	if !s.complete || m.toldWhole {
+		return out
+	}
+	m.toldWhole = true
+	if run == nil {
+		run = &apiv1.Digests{TaskId: string(s.id)}
+		out = append(out, &apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_Digests{Digests: run}})
+	}
+	run.Whole = true
 	return out
 }
 

@@ -43,12 +43,13 @@ type member struct {
 	share  scheduler.Share
 	listed time.Time // when the parents were sent last, with new tickets
 
-	told     task.Set // pieces whose digests were sent
-	offered  task.Set // what the supernode's feed shows it
-	pending  task.Set // of offered, not held yet
-	progress time.Time
-	starved  bool
-	feeds    map[*feed]struct{}
+	told      task.Set // pieces whose digests were sent
+	toldWhole bool     // that the digest of the whole was checked
+	offered   task.Set // what the supernode's feed shows it
+	pending   task.Set // of offered, not held yet
+	progress  time.Time
+	starved   bool
+	feeds     map[*feed]struct{}
 }
 
 // swarmLocked returns the swarm of id, made with table if it is new.
