@@ -29,6 +29,7 @@ type Handle struct {
 type reader struct {
 	next int       // guarded by download.mu
 	d    *download // where it is enrolled; nil if nowhere
+	run  int       // pieces opened at a time so far
 }
 
 // ID names the task.
@@ -153,7 +154,8 @@ func copyRange(w io.Writer, f *os.File, off, n int64) (int64, error) {
 	return io.CopyN(w, f, n)
 }
 
-// checkAhead bounds how many pieces are checked before the first is sent.
+// checkAhead bounds how many pieces are checked before the first of them is
+// sent. A reader begins with one and doubles, so that its first byte is early.
 const checkAhead = 64
 
 // await waits until piece first can be read. It returns a file to read from,
@@ -175,7 +177,8 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 				return nil, 0, failed
 			}
 		}
-		for end = first; end < limit && end < first+checkAhead && ready(end); {
+		ahead := min(max(2*r.run, 1), checkAhead)
+		for end = first; end < limit && end < first+ahead && ready(end); {
 			end++
 		}
 		if end > first {
@@ -183,6 +186,7 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 			var damaged *piecestore.DamagedError
 			switch {
 			case err == nil:
+				r.run = end - first
 				return f, end, nil
 			case errors.As(err, &damaged) && damaged.Piece > first:
 				limit = damaged.Piece

@@ -67,3 +67,15 @@ func (b *ballast) release(upTo int) error {
 }
 
 func (b *ballast) close() error { return unix.Munmap(b.mem) }
+
+// latencyBallast is more than the objects of one size take, in bytes.
+const latencyBallast = 512 << 20
+
+// touch touches size bytes of memory and hands them back.
+func touch(size int64) error {
+	b, err := newBallast(size)
+	if err != nil {
+		return err
+	}
+	return b.close()
+}

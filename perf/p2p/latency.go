@@ -54,6 +54,11 @@ func measureLatency(ctx context.Context, o options, log progress) (_ result, err
 	r := &latencies{Mode: o.mode, Machine: thisMachine(), Rate: o.rate.String(), Samples: o.samples}
 	for i, size := range latencySizes {
 		log("objects of %s", config.Size(size))
+		if o.ballast {
+			if err := touch(latencyBallast); err != nil {
+				return nil, err
+			}
+		}
 		one, err := s.latency(ctx, size, o.seed+uint64(i*2*(o.samples+1))) // #nosec G115 -- small counts
 		if err != nil {
 			return nil, err
