@@ -1,4 +1,9 @@
-// Package secret reads tokens from files and checks them.
+// Package secret reads the tokens of a cluster from files and checks them.
+//
+// A token is compared without telling by the time it takes where it differs.
+// Join lets gRPC callers in that present the join token, or, where there is none,
+// those on the same machine; it does not encrypt, so the token is as secret as
+// the cluster's network. No token appears in an error or a log line.
 package secret
 
 import (
