@@ -23,6 +23,7 @@ import (
 	"github.com/damselfly-io/damselfly/internal/pieces"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/secret"
+	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/telemetry"
 	"github.com/damselfly-io/damselfly/internal/ticket"
 	"github.com/damselfly-io/damselfly/supernode/cdn"
@@ -129,6 +130,7 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 	}
 	s.store, err = piecestore.Open(piecestore.Options{
 		Dir: filepath.Join(c.DataDir, "cache"), Limit: int64(c.CacheSize), MinFree: int64(c.CacheMinFree), Log: log,
+		OnDamage: func(id task.ID, piece int) { s.cache.Damaged(id, piece) }, // not before open has returned
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the cache: %w", err)

@@ -25,14 +25,10 @@ func (d *download) considerOrigin(ctx context.Context, t *piecestore.Task) {
 		return
 	}
 	up, since := d.e.o.Supernode.Connected()
-	grace := d.e.o.Grace
-	if !isClosed(d.ready) {
-		grace = 0 // there is no swarm to wait for yet
-	}
 	if !scheduler.MayGoToOrigin(scheduler.OriginState{
 		SupernodeReachable: up, UnreachableFor: d.e.o.Now().Sub(since),
 		Active: len(d.e.origins), Cap: cap(d.e.origins),
-	}, grace) {
+	}, d.e.o.Grace) {
 		return
 	}
 	if t != nil && len(d.wantedMissing(t)) == 0 {

@@ -65,10 +65,10 @@ type Request struct {
 	Authorized bool
 	// Node is who asks. Of content that nodes want parts of, the whole is
 	// fetched once a second one does; "" is no node.
-	Node       string
-	Whole      bool
-	Ranges     []Range
-	Table      *task.Table // for a new task; nil: uniform
+	Node   string
+	Whole  bool
+	Ranges []Range
+	Table  *task.Table // for a new task; nil: uniform
 }
 
 // credentials are what the origin is asked with on behalf of r: its own, or, if
@@ -202,6 +202,28 @@ func (c *Cache) Known(r Request) *Object {
 		o.want(r)
 	}
 	return o
+}
+
+// Damaged fetches a piece again that was found damaged on disk, if its object is
+// in use; otherwise the next request does.
+func (c *Cache) Damaged(id task.ID, piece int) {
+	c.mu.Lock()
+	o := c.objects[id]
+	if o != nil {
+		o.refs++
+	}
+	c.mu.Unlock()
+	if o == nil {
+		return
+	}
+	defer o.Release()
+	o.mu.Lock()
+	o.published.Remove(piece)
+	o.verified = false
+	o.wanted.Add(piece)
+	o.mu.Unlock()
+	o.fetch()
+	o.verify()
 }
 
 // retryWithOwn reports whether another credential may fare better.

@@ -45,9 +45,9 @@ type Object struct {
 	verifying bool
 	checkCtx  context.Context //nolint:containedctx // ends the check when the fetch has failed
 	stopCheck context.CancelFunc
-	verified  bool // the whole content is held and its digest matches
+	verified  bool   // the whole content is held and its digest matches
 	node      string // the first that asked
-	whole     bool // somebody has wanted all of it
+	whole     bool   // somebody has wanted all of it
 }
 
 func newObject(c *Cache, id task.ID, t *piecestore.Task) *Object {
