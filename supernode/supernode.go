@@ -69,8 +69,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer ports.close() //nolint:errcheck // the servers have closed what they served
-	s, err := open(c, log)
+	defer ports.close()    //nolint:errcheck // the servers have closed what they served
+	s, err := open(c, log) //nolint:contextcheck // the cache ends its own fetches
 	if err != nil {
 		return err
 	}

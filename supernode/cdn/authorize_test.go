@@ -250,8 +250,9 @@ func TestCredentialsAreForgotten(t *testing.T) {
 	o := n.ensure(t, s.requestWith("secret"))
 	waitComplete(t, o, s.content)
 	n.ensure(t, s.requestWith("another"))
-	if places, _ := o.places(); len(places) != 0 {
-		t.Errorf("of complete content is kept: %v", places)
+	places, _ := o.places()
+	if len(places) != 1 || len(places[0].Credentials) != 0 {
+		t.Errorf("of complete content is kept: %v; want its URL alone", places)
 	}
 }
 

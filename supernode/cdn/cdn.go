@@ -413,6 +413,7 @@ func (c *Cache) add(r Request, info origin.Info, n int64) (o *Object, s segment,
 	o = c.insertLocked(r.ID, t)
 	o.meta, o.url = metaOf(info), r.URL
 	o.ranges = info.Ranges
+	o.whole = r.Whole
 	o.addSourceLocked(r) // nobody else knows o yet
 	if n > 0 {
 		s = o.reserve(n)

@@ -56,7 +56,9 @@ func newObject(c *Cache, id task.ID, t *piecestore.Task) *Object {
 		c: c, id: id, t: t, table: t.Table(), ranges: true, verified: t.Complete(), grown: make(chan struct{}),
 		published: task.NewSet(n), wanted: task.NewSet(n), asked: task.NewSet(n), fetching: task.NewSet(n),
 	}
+	o.whole = true // until somebody has said what is wanted, the end is held back
 	o.publishLocked()
+	o.whole = false
 	return o
 }
 
@@ -118,13 +120,10 @@ func (o *Object) want(r Request) {
 		o.wanted.AddRange(first, end)
 		o.asked.AddRange(first, end)
 	}
-	if (r.Whole || second) && !o.whole {
-		o.whole = true
-		o.publishLocked() // without the last piece from now on
-	}
-	if o.whole {
+	if o.whole = o.whole || r.Whole || second; o.whole {
 		o.wanted.AddRange(0, o.table.Count())
 	}
+	o.publishLocked() // with or without the last piece
 	o.mu.Unlock()
 	o.fetch()
 	o.verify()
@@ -276,7 +275,11 @@ func (o *Object) check() error {
 	}
 	o.mu.Lock()
 	o.verified = true
-	o.sources = nil
+	if len(o.sources) > 0 {
+		// Where it came from is kept, in case some of it is damaged; credentials
+		// are not.
+		o.sources = []Request{{URL: o.sources[0].URL, Header: o.sources[0].Header, Authorized: true}}
+	}
 	o.mu.Unlock()
 	return nil
 }
