@@ -123,6 +123,9 @@ func (c *Client) Explain(ctx context.Context, doing string, err error) error {
 	case codes.ResourceExhausted:
 		return fmt.Errorf("%s: a limit is reached: %s", doing, message)
 	case codes.DeadlineExceeded:
+		if _, limited := ctx.Deadline(); limited { // the daemon knows it, too, and may be first
+			return fmt.Errorf("%s: %w", doing, context.DeadlineExceeded)
+		}
 		return fmt.Errorf("%s: no answer in time: %s", doing, message)
 	case codes.OutOfRange:
 		return fmt.Errorf("%s: the content is shorter than expected: %s", doing, message)
