@@ -45,6 +45,11 @@ type entry struct {
 	// notes it and finds out afterwards that the file is no longer the same.
 	gen uint64
 
+	// writes is held while bytes go into the data file. The kernel lets one writer
+	// into a file at a time; the others would spin for it, with the processor that
+	// the first one needs.
+	writes sync.Mutex
+
 	// The rest is set while data != nil, which warm sees to.
 	data        *os.File
 	journal     *os.File

@@ -249,7 +249,9 @@ func (w *writer) place(chunk []byte, at int64) error {
 	if err := w.e.beginWrite(w.gen); err != nil {
 		return err
 	}
+	w.e.writes.Lock()
 	_, err := w.data.WriteAt(chunk, w.off+at)
+	w.e.writes.Unlock()
 	w.e.endWrite(w.gen)
 	if err != nil {
 		return fmt.Errorf("write data file: %w", err)
