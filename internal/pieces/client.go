@@ -62,7 +62,7 @@ func NewClient(o ClientOptions) *Client {
 		dial = (&net.Dialer{Timeout: o.DialTimeout, KeepAlive: 15 * time.Second}).DialContext
 	}
 	tr := &http.Transport{
-		DialContext:         dial,
+		DialContext:         dialLowWater(dial),
 		MaxIdleConnsPerHost: 8,
 		IdleConnTimeout:     60 * time.Second,
 		DisableCompression:  true,
@@ -91,7 +91,8 @@ func (c *Client) Piece(ctx context.Context, p Parent, id task.ID, i int, n int64
 	if wait > 0 {
 		query = "?wait=" + url.QueryEscape(wait.String())
 	}
-	resp, err := c.get(ctx, p, "/v1/tasks/"+string(id)+"/pieces/"+strconv.Itoa(i)+query, prio)
+	var conn *lowWaterConn
+	resp, err := c.get(withConn(ctx, &conn), p, "/v1/tasks/"+string(id)+"/pieces/"+strconv.Itoa(i)+query, prio)
 	if err != nil {
 		return nil, fmt.Errorf("fetching piece %d of %s from %s: %w", i, id.Short(), p.Address, err)
 	}
@@ -99,7 +100,10 @@ func (c *Client) Piece(ctx context.Context, p Parent, id task.ID, i int, n int64
 		_ = resp.Body.Close()
 		return nil, fmt.Errorf("fetching piece %d of %s from %s: parent sends %d bytes, want %d", i, id.Short(), p.Address, resp.ContentLength, n)
 	}
-	return resp.Body, nil
+	if conn == nil {
+		return resp.Body, nil
+	}
+	return &pieceBody{ReadCloser: resp.Body, conn: conn, left: n}, nil
 }
 
 // Haves reads the feed of parent's pieces and calls have for each run of them
