@@ -3,6 +3,7 @@ package pieces
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -32,7 +33,7 @@ func TestLowWaterMark(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp, err := tr.RoundTrip(req)
+		resp, err := tr.RoundTrip(req) //nolint:bodyclose // body.Close does
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +44,7 @@ func TestLowWaterMark(t *testing.T) {
 			n, err := body.Read(buf)
 			got.Write(buf[:n])
 			high = max(high, conn.mark)
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
