@@ -147,7 +147,15 @@ func (c *containerd) check(t *testing.T, img *image) {
 		}
 	}
 	c.checkTree(t, img)
-	if got := c.must(t, "run", "--rm", img.ref(), "hello"); got != img.greeting {
+	// ctr may delete a container that ends at once before it has copied what it
+	// printed; what it has copied is not wrong.
+	got := ""
+	for range 5 {
+		if got = c.must(t, "run", "--rm", img.ref(), "hello"); got != "" {
+			break
+		}
+	}
+	if got != img.greeting {
 		t.Errorf("the container printed %q, want %q", got, img.greeting)
 	}
 }
