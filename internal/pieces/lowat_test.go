@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ func TestLowWaterMark(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		conn.plain = false // the test's network is loopback
 		body := &pieceBody{ReadCloser: resp.Body, conn: conn, left: length}
 		high := 0
 		var got bytes.Buffer
@@ -98,5 +100,46 @@ func TestOtherConnections(t *testing.T) {
 	c, err := dialLowWater(func(context.Context, string, string) (net.Conn, error) { return a, nil })(t.Context(), "", "")
 	if err != nil || c != a {
 		t.Errorf("got %v, %v", c, err)
+	}
+}
+
+// TestStalledBelowTheMark has a sender that sends less than the mark and waits
+// for the reader: the reader gets what there is.
+func TestStalledBelowTheMark(t *testing.T) {
+	const length, early = 1 << 20, 10_000
+	read := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", strconv.Itoa(length))
+		_, _ = w.Write(make([]byte, early))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-read:
+		case <-r.Context().Done():
+		}
+		_, _ = w.Write(make([]byte, length-early))
+	}))
+	defer srv.Close()
+	tr := &http.Transport{DialContext: dialLowWater((&net.Dialer{}).DialContext)}
+	defer tr.CloseIdleConnections()
+	var conn *lowWaterConn
+	req, err := http.NewRequestWithContext(withConn(t.Context(), &conn), http.MethodGet, srv.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tr.RoundTrip(req) //nolint:bodyclose // body.Close does
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.plain = false // the test's network is loopback
+	body := &pieceBody{ReadCloser: resp.Body, conn: conn, left: length}
+	if _, err := io.ReadFull(body, make([]byte, early)); err != nil {
+		t.Fatal(err)
+	}
+	close(read)
+	if rest, err := io.ReadAll(body); err != nil || len(rest) != length-early {
+		t.Errorf("then %d bytes, %v", len(rest), err)
+	}
+	if err := body.Close(); err != nil {
+		t.Fatal(err)
 	}
 }
