@@ -1,0 +1,170 @@
+package chunkfmt
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"path"
+	"sort"
+	"strings"
+)
+
+// ErrNotExist is returned by lookups of a path that a tree does not have. It
+// is fs.ErrNotExist.
+var ErrNotExist = fs.ErrNotExist
+
+// ErrInvalid is wrapped by every error about an index that breaks the format.
+var ErrInvalid = errors.New("invalid index")
+
+// Attr returns the attributes of an inode.
+func (t *Tree) Attr(inode uint32) *Attr { return &t.Attrs[t.Inodes[inode].Attr] }
+
+// Kind returns what an inode is.
+func (t *Tree) Kind(inode uint32) Kind { return t.Attr(inode).Kind }
+
+// XattrsOf returns the extended attributes of an inode, sorted by name.
+func (t *Tree) XattrsOf(inode uint32) []Xattr { return t.Xattrs[t.Attr(inode).Xattrs] }
+
+// Children returns the entries of a directory, sorted by name.
+func (t *Tree) Children(dir uint32) []Entry {
+	n := &t.Inodes[dir]
+	return t.Entries[n.First : n.First+n.Count]
+}
+
+// Target returns where a Symlink or LinkOut points.
+func (t *Tree) Target(inode uint32) string { return t.Targets[t.Inodes[inode].First] }
+
+// Child returns the inode of a directory's entry.
+func (t *Tree) Child(dir uint32, name string) (uint32, bool) {
+	if t.Kind(dir) != Dir {
+		return 0, false
+	}
+	children := t.Children(dir)
+	i := sort.Search(len(children), func(i int) bool { return children[i].Name >= name })
+	if i == len(children) || children[i].Name != name {
+		return 0, false
+	}
+	return children[i].Inode, true
+}
+
+// Lookup returns the inode of a path from the root. It follows no symbolic
+// links; "", "." and "/" are the root.
+func (t *Tree) Lookup(name string) (uint32, error) {
+	clean := strings.TrimPrefix(path.Clean("/"+name), "/")
+	at := uint32(0)
+	for clean != "" {
+		var first string
+		first, clean, _ = strings.Cut(clean, "/")
+		next, ok := t.Child(at, first)
+		if !ok {
+			return 0, fmt.Errorf("%s: %w", name, ErrNotExist)
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// Walk yields every entry with its path (without leading slash) in level
+// order, the root as "" first. An inode with several entries occurs several
+// times.
+func (t *Tree) Walk() iter.Seq2[string, uint32] {
+	return func(yield func(string, uint32) bool) {
+		if !yield("", 0) {
+			return
+		}
+		type dir struct {
+			path  string
+			inode uint32
+		}
+		for dirs := []dir{{}}; len(dirs) > 0; dirs = dirs[1:] {
+			for _, e := range t.Children(dirs[0].inode) {
+				name := path.Join(dirs[0].path, e.Name)
+				if !yield(name, e.Inode) {
+					return
+				}
+				if t.Kind(e.Inode) == Dir {
+					dirs = append(dirs, dir{name, e.Inode})
+				}
+			}
+		}
+	}
+}
+
+// InlineData returns the content of a File that has no chunks.
+func (t *Tree) InlineData(inode uint32) ([]byte, bool) {
+	n := &t.Inodes[inode]
+	if t.Kind(inode) != File || n.Count != 0 {
+		return nil, false
+	}
+	return t.Inline[n.First : int64(n.First)+n.Size], true
+}
+
+// Content yields the chunks of a File in order, each with its offset in the
+// file: nothing for an inline or empty one.
+func (t *Tree) Content(inode uint32) iter.Seq2[int64, *Chunk] {
+	return func(yield func(int64, *Chunk) bool) {
+		n := &t.Inodes[inode]
+		if t.Kind(inode) != File {
+			return
+		}
+		offset := int64(0)
+		for _, r := range t.Runs[n.First : n.First+n.Count] {
+			for i := range r.Count {
+				c := &t.Chunks[r.Chunk]
+				if !r.Repeat {
+					c = &t.Chunks[r.Chunk+i]
+				}
+				if !yield(offset, c) {
+					return
+				}
+				offset += int64(c.Length)
+			}
+		}
+	}
+}
+
+// GroupRef names a group of a tree.
+type GroupRef struct {
+	// Blob is a place in Tree.Blobs, Group one in its Groups.
+	Blob, Group uint32
+}
+
+// Group returns the group that a reference names.
+func (t *Tree) Group(r GroupRef) *Group { return &t.Blobs[r.Blob].Groups[r.Group] }
+
+// GroupsOf returns the groups that must be fetched before the n bytes at off
+// of a File can be read, in the order of the file, each once.
+func (t *Tree) GroupsOf(inode uint32, off, n int64) []GroupRef {
+	var refs []GroupRef
+	seen := map[GroupRef]bool{}
+	for at, c := range t.Content(inode) {
+		if at >= off+n {
+			break
+		}
+		ref := GroupRef{c.Blob, c.Group}
+		if at+int64(c.Length) <= off || c.Blob == Hole || seen[ref] {
+			continue
+		}
+		seen[ref] = true
+		refs = append(refs, ref)
+	}
+	return refs
+}
+
+// DeviceOffset returns the place of a chunk in the device of its blob, which
+// must be defined in this tree, and false for a hole.
+func (t *Tree) DeviceOffset(c *Chunk) (int64, bool) {
+	if c.Blob == Hole {
+		return 0, false
+	}
+	g := &t.Blobs[c.Blob].Groups[c.Group]
+	if g.Segments == nil {
+		return g.Device + int64(c.Offset), true
+	}
+	i := sort.Search(len(g.Segments), func(i int) bool { return g.Segments[i].Offset > c.Offset }) - 1
+	if i < 0 {
+		return 0, false
+	}
+	return g.Segments[i].Device + int64(c.Offset-g.Segments[i].Offset), true
+}
