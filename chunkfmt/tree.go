@@ -105,7 +105,7 @@ func (t *Tree) InlineData(inode uint32) ([]byte, bool) {
 func (t *Tree) Content(inode uint32) iter.Seq2[int64, *Chunk] {
 	return func(yield func(int64, *Chunk) bool) {
 		n := &t.Inodes[inode]
-		if t.Kind(inode) != File {
+		if t.Kind(inode) != File || n.Count == 0 {
 			return
 		}
 		offset := int64(0)
