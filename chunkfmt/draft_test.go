@@ -202,6 +202,10 @@ func TestFreezeSortsChunks(t *testing.T) {
 	if !slices.Equal(offsets, []int64{0, 4096, 8192, 12288, 16384, 20480}) {
 		t.Errorf("offsets %v", offsets)
 	}
+	used := []chunkfmt.GroupRef{{Blob: 0, Group: 0}, {Blob: 0, Group: 1}}
+	if got := slices.Collect(tree.UsedGroups()); !slices.Equal(got, used) {
+		t.Errorf("used groups %v", got)
+	}
 	if got := tree.GroupsOf(1, 4095, 2); !slices.Equal(got, []chunkfmt.GroupRef{{Blob: 0, Group: 0}}) {
 		t.Errorf("groups %v", got)
 	}

@@ -168,3 +168,21 @@ func (t *Tree) DeviceOffset(c *Chunk) (int64, bool) {
 	}
 	return g.Segments[i].Device + int64(c.Offset-g.Segments[i].Offset), true
 }
+
+// UsedGroups yields the groups that the tree's content lies in, in the order
+// of blobs and groups, each once.
+func (t *Tree) UsedGroups() iter.Seq[GroupRef] {
+	return func(yield func(GroupRef) bool) {
+		last := GroupRef{Hole, 0}
+		for i := range t.Chunks {
+			ref := GroupRef{t.Chunks[i].Blob, t.Chunks[i].Group}
+			if ref.Blob == Hole || ref == last {
+				continue
+			}
+			last = ref
+			if !yield(ref) {
+				return
+			}
+		}
+	}
+}
