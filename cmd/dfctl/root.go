@@ -9,6 +9,7 @@ import (
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/get"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/inspect"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/key"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/node"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/preheat"
@@ -57,6 +58,7 @@ to the supernode (--supernode). Every command prints one JSON document with
 		inspect.TaskCommand(console),
 		inspect.PeerCommand(console),
 		inspect.CacheCommand(console),
+		key.Command(console),
 		inspect.VersionCommand(console),
 		node.Command(node.Options{Out: console.Out}),
 	)
