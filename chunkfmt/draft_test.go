@@ -210,3 +210,28 @@ func TestFreezeSortsChunks(t *testing.T) {
 		t.Errorf("groups %v", got)
 	}
 }
+
+func TestResolveFollowsLinks(t *testing.T) {
+	d := chunkfmt.NewDraft()
+	must(t,
+		d.Put("usr/bin/dash", file("1")),
+		d.Put("usr/bin/sh", symlink("dash")),
+		d.Put("bin", symlink("usr/bin")),
+		d.Put("abs", symlink("/../bin/sh")),
+		d.Put("loop", symlink("loop")),
+		d.Put("dangling", symlink("nowhere/x")),
+	)
+	tree := freeze(t, d)
+	want, err := tree.Lookup("usr/bin/dash")
+	must(t, err)
+	for _, name := range []string{"/bin/sh", "abs", "usr/bin/../bin/sh", "bin/dash"} {
+		if got, err := tree.Resolve(name); err != nil || got != want {
+			t.Errorf("%s is inode %d (%v), want %d", name, got, err, want)
+		}
+	}
+	for _, name := range []string{"loop", "dangling", "bin/none", "bin/sh/x"} {
+		if _, err := tree.Resolve(name); !errors.Is(err, chunkfmt.ErrNotExist) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}

@@ -221,6 +221,21 @@ const (
 	codecs = iota
 )
 
+// String returns the name of a codec.
+func (c Codec) String() string {
+	switch c {
+	case Plain:
+		return "none"
+	case Zstd:
+		return "zstd"
+	case Gzip:
+		return "gzip"
+	case Filler:
+		return "filler"
+	}
+	return fmt.Sprintf("Codec(%d)", uint8(c))
+}
+
 // Blob is an object in a registry whose parts hold chunks.
 type Blob struct {
 	Digest Digest

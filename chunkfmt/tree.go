@@ -65,6 +65,35 @@ func (t *Tree) Lookup(name string) (uint32, error) {
 	return at, nil
 }
 
+// Resolve is Lookup, but follows symbolic links as a process would whose root
+// directory is the tree's, the last one too.
+func (t *Tree) Resolve(name string) (uint32, error) {
+	rest := strings.TrimPrefix(path.Clean("/"+name), "/")
+	at, done := uint32(0), ""
+	for links := 0; rest != ""; {
+		var first string
+		first, rest, _ = strings.Cut(rest, "/")
+		next, ok := t.Child(at, first)
+		switch {
+		case !ok:
+			return 0, fmt.Errorf("%s: %w", name, ErrNotExist)
+		case t.Kind(next) != Symlink:
+			at, done = next, path.Join(done, first)
+			continue
+		}
+		if links++; links > maxSymlinks {
+			return 0, fmt.Errorf("%s: more than %d symbolic links: %w", name, maxSymlinks, ErrNotExist)
+		}
+		target := t.Target(next)
+		if !path.IsAbs(target) {
+			target = path.Join(done, target)
+		}
+		rest = strings.TrimPrefix(path.Clean("/"+path.Join(target, rest)), "/")
+		at, done = 0, ""
+	}
+	return at, nil
+}
+
 // Walk yields every entry with its path (without leading slash) in level
 // order, the root as "" first. An inode with several entries occurs several
 // times.
