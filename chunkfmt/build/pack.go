@@ -158,7 +158,7 @@ func (p *packer) local(at uint32) uint32 {
 // add records a new chunk and adds it to its file. It returns its place.
 func (p *packer) add(piece *piece, c chunkfmt.Chunk) uint32 {
 	c.Length, c.Digest = piece.length, piece.digest
-	at := uint32(len(p.chunks)) //nolint:gosec // G115: no memory for so many
+	at := uint32(len(p.chunks))                                           //nolint:gosec // G115: no memory for so many
 	p.chunks = append(p.chunks, known{chunk: c, layer: int32(p.scan.at)}) //nolint:gosec // G115: a place in a slice
 	if !piece.fixed {
 		p.places[c.Digest] = at
