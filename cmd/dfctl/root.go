@@ -8,6 +8,7 @@ import (
 
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/get"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/images"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/inspect"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/key"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/node"
@@ -55,6 +56,7 @@ to the supernode (--supernode). Every command prints one JSON document with
 	root.AddCommand(
 		get.Command(console, "get"),
 		preheat.Command(console, preheat.Options{}),
+		images.Command(console),
 		inspect.TaskCommand(console),
 		inspect.PeerCommand(console),
 		inspect.CacheCommand(console),

@@ -1,0 +1,309 @@
+package images
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/damselfly-io/damselfly/chunkfmt"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
+	"github.com/damselfly-io/damselfly/internal/image"
+)
+
+// largest is how many files inspect lists unless told otherwise.
+const largest = 10
+
+// Inspection is what dfctl image inspect prints. Sizes are in bytes.
+type Inspection struct {
+	Image    string `json:"image"`
+	Platform string `json:"platform"`
+	Manifest string `json:"manifest"`
+	Artifact string `json:"artifact"`
+	Root     string `json:"root"`
+	Trust    Trust  `json:"trust"`
+
+	Layers []LayerInspection `json:"layers"`
+	// Files, Directories and Others count the merged tree.
+	Files       int `json:"files"`
+	Directories int `json:"directories"`
+	Others      int `json:"others"`
+	// PlainBytes is what the files of the merged tree hold; ImageBytes the
+	// image's own layers; IndexBytes the indexes; BlobBytes the blobs beside
+	// the layers that the indexes use, whole.
+	PlainBytes int64 `json:"plain_bytes"`
+	ImageBytes int64 `json:"image_bytes"`
+	IndexBytes int64 `json:"index_bytes"`
+	BlobBytes  int64 `json:"blob_bytes"`
+	// UniqueBytes are the plain bytes of distinct chunks; HoleBytes of zeros
+	// stored nowhere; InlineBytes of files in the indexes.
+	UniqueBytes int64 `json:"unique_bytes"`
+	HoleBytes   int64 `json:"hole_bytes"`
+	InlineBytes int64 `json:"inline_bytes"`
+	// DedupRatio is the part of the content which is stored only because of
+	// deduplication once: 1 - UniqueBytes / (content in chunks).
+	DedupRatio float64        `json:"dedup_ratio"`
+	Chunks     int            `json:"chunks"`
+	Codecs     []CodecSummary `json:"codecs"`
+	Largest    []FileSize     `json:"largest"`
+	ColdStart  *ColdStart     `json:"cold_start,omitempty"`
+}
+
+// Trust says whether the index may be used, by the policy of this machine.
+type Trust struct {
+	Trusted bool   `json:"trusted"`
+	Reason  string `json:"reason"` // bound, signed or unsigned; or why not
+	Key     string `json:"key,omitempty"`
+}
+
+// LayerInspection is one layer.
+type LayerInspection struct {
+	Digest     string `json:"digest"`
+	DiffID     string `json:"diff_id"`
+	Bytes      int64  `json:"bytes"`
+	IndexBytes int64  `json:"index_bytes"`
+	Entries    int    `json:"entries"`
+	// StoredBytes are those of the groups that the layer's own content lies
+	// in, of which SharedBytes are in blobs of lower layers or other images.
+	StoredBytes int64 `json:"stored_bytes"`
+	SharedBytes int64 `json:"shared_bytes"`
+	InPlace     bool  `json:"in_place"`
+}
+
+// CodecSummary is how much is stored by a codec.
+type CodecSummary struct {
+	Codec       string `json:"codec"`
+	Groups      int    `json:"groups"`
+	StoredBytes int64  `json:"stored_bytes"`
+	PlainBytes  int64  `json:"plain_bytes"`
+}
+
+// FileSize is a file and its size.
+type FileSize struct {
+	Path  string `json:"path"`
+	Bytes int64  `json:"bytes"`
+}
+
+func (g *group) inspectCommand() *cobra.Command {
+	r := &reading{}
+	o := inspectOptions{}
+	cmd := &cobra.Command{
+		Use:   "inspect REF",
+		Short: "Show the index of an image: sizes, deduplication, largest files, what a cold start fetches",
+		Example: `  dfctl image inspect registry.local/app:v1
+  dfctl image inspect --trace app.trace oci:app:v1 -o json`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			i, err := g.inspect(cmd.Context(), r, o, args[0])
+			if err != nil {
+				return withCode(err)
+			}
+			return g.console.Print(g.format, i, i.write)
+		},
+	}
+	r.addFlags(cmd.Flags())
+	cmd.Flags().IntVar(&o.largest, "largest", largest, "list the `N` largest files")
+	cmd.Flags().StringVar(&o.trace, "trace", "", "`FILE` with the accesses of a start (as for convert); default: the image's command and the libraries it names")
+	return cmd
+}
+
+type inspectOptions struct {
+	largest int
+	trace   string
+}
+
+func (g *group) inspect(ctx context.Context, r *reading, o inspectOptions, reference string) (*Inspection, error) {
+	s, err := g.open(ctx, r, reference)
+	if err != nil {
+		return nil, err
+	}
+	defer s.source.Close() //nolint:errcheck // only read from
+	tree, err := s.Merge(len(s.Indexes))
+	if err != nil {
+		return nil, err
+	}
+	i := &Inspection{
+		Image: reference, Platform: image.FormatPlatform(s.platform),
+		Manifest: s.desc.Digest.String(), Artifact: s.Descriptor.Digest.String(), Root: s.Artifact.Root.String(),
+		Trust: Trust{Trusted: true, Reason: string(s.Verdict.Reason), Key: s.Verdict.Key},
+	}
+	if s.Untrusted != nil {
+		i.Trust = Trust{Reason: s.Untrusted.Error()}
+	}
+	i.addLayers(s)
+	i.addTree(tree)
+	i.addChunks(tree)
+	i.addLargest(tree, o.largest)
+	i.ColdStart, err = coldStart(ctx, s, tree, o.trace)
+	return i, err
+}
+
+func (i *Inspection) addLayers(s *subject) {
+	seen := map[chunkfmt.Digest]bool{}
+	for n, l := range s.Artifact.Layers {
+		layer := LayerInspection{
+			Digest: l.Digest.String(), DiffID: l.DiffID.String(), Bytes: s.Subject.Layers[n].Size,
+			IndexBytes: l.Index.Size, Entries: len(s.Indexes[n].Entries),
+		}
+		tree := &s.Indexes[n].Tree
+		for _, b := range tree.Blobs {
+			layer.InPlace = layer.InPlace || b.Digest == l.Digest
+		}
+		for ref := range tree.UsedGroups() {
+			b := &tree.Blobs[ref.Blob]
+			if b.External {
+				layer.SharedBytes += 0 // its size is in the index below
+				continue
+			}
+			layer.StoredBytes += int64(b.Groups[ref.Group].Stored)
+		}
+		i.Layers = append(i.Layers, layer)
+		i.ImageBytes += layer.Bytes
+		if !seen[l.Index.Digest] {
+			seen[l.Index.Digest] = true
+			i.IndexBytes += l.Index.Size
+		}
+	}
+	for _, b := range s.Artifact.Blobs {
+		i.BlobBytes += b.Size
+	}
+}
+
+func (i *Inspection) addTree(t *chunkfmt.Tree) {
+	for n := range t.Inodes {
+		switch t.Kind(uint32(n)) { //nolint:gosec // a tree has less than 1<<32 inodes
+		case chunkfmt.Dir:
+			i.Directories++
+		case chunkfmt.File:
+			i.Files++
+			i.PlainBytes += t.Inodes[n].Size
+			if t.Inodes[n].Count == 0 {
+				i.InlineBytes += t.Inodes[n].Size
+			}
+		default:
+			i.Others++
+		}
+	}
+}
+
+func (i *Inspection) addChunks(t *chunkfmt.Tree) {
+	i.Chunks = len(t.Chunks)
+	for n := range t.Chunks {
+		if t.Chunks[n].Blob != chunkfmt.Hole {
+			i.UniqueBytes += int64(t.Chunks[n].Length)
+		}
+	}
+	for n := range t.Inodes {
+		for _, c := range t.Content(uint32(n)) { //nolint:gosec // as above
+			if c.Blob == chunkfmt.Hole {
+				i.HoleBytes += int64(c.Length)
+			}
+		}
+	}
+	if content := i.PlainBytes - i.InlineBytes - i.HoleBytes; content > 0 {
+		i.DedupRatio = 1 - float64(i.UniqueBytes)/float64(content)
+	}
+	codecs := map[chunkfmt.Codec]*CodecSummary{}
+	for ref := range t.UsedGroups() {
+		g := t.Group(ref)
+		c := codecs[g.Codec]
+		if c == nil {
+			c = &CodecSummary{Codec: g.Codec.String()}
+			codecs[g.Codec] = c
+		}
+		c.Groups++
+		c.StoredBytes += int64(g.Stored)
+		c.PlainBytes += int64(g.Plain)
+	}
+	for _, c := range codecs {
+		i.Codecs = append(i.Codecs, *c)
+	}
+	slices.SortFunc(i.Codecs, func(a, b CodecSummary) int { return strings.Compare(a.Codec, b.Codec) })
+}
+
+func (i *Inspection) addLargest(t *chunkfmt.Tree, n int) {
+	i.Largest = []FileSize{}
+	for path, inode := range t.Walk() {
+		if t.Kind(inode) == chunkfmt.File {
+			i.Largest = append(i.Largest, FileSize{"/" + path, t.Inodes[inode].Size})
+		}
+	}
+	slices.SortStableFunc(i.Largest, func(a, b FileSize) int { return cmp.Compare(b.Bytes, a.Bytes) })
+	i.Largest = i.Largest[:min(max(n, 0), len(i.Largest))]
+}
+
+func (i *Inspection) write(w io.Writer) error {
+	stored := i.IndexBytes + i.BlobBytes
+	err := output.WriteFields(w,
+		[2]string{"image", output.Clean(i.Image) + " (" + i.Platform + ")"},
+		[2]string{"manifest", i.Manifest},
+		[2]string{"index", i.Artifact},
+		[2]string{"root", i.Root},
+		[2]string{"trusted", i.Trust.text()},
+		[2]string{"content", fmt.Sprintf("%s in %s, %s, %d other", output.Bytes(i.PlainBytes), output.Count(i.Files, "file"), directories(i.Directories), i.Others)},
+		[2]string{"stored", fmt.Sprintf("%s: %s of indexes, %s of blobs; the image's own layers have %s", output.Bytes(stored), output.Bytes(i.IndexBytes), output.Bytes(i.BlobBytes), output.Bytes(i.ImageBytes))},
+		[2]string{"deduplicated", fmt.Sprintf("%.1f %% of the content; %s are holes, %s in the indexes", 100*i.DedupRatio, output.Bytes(i.HoleBytes), output.Bytes(i.InlineBytes))},
+		[2]string{"cold start", i.ColdStart.text()},
+	)
+	if err != nil {
+		return err
+	}
+	layers := output.NewTable("LAYER", "BYTES", "INDEX", "OWN GROUPS", "ENTRIES", "IN PLACE")
+	for _, l := range i.Layers {
+		layers.Add(short(l.Digest), output.Bytes(l.Bytes), output.Bytes(l.IndexBytes), output.Bytes(l.StoredBytes), fmt.Sprint(l.Entries), yes(l.InPlace))
+	}
+	codecs := output.NewTable("CODEC", "GROUPS", "STORED", "PLAIN")
+	for _, c := range i.Codecs {
+		codecs.Add(c.Codec, fmt.Sprint(c.Groups), output.Bytes(c.StoredBytes), output.Bytes(c.PlainBytes))
+	}
+	files := output.NewTable("LARGEST FILES", "BYTES")
+	for _, f := range i.Largest {
+		files.Add(f.Path, output.Bytes(f.Bytes))
+	}
+	for _, t := range []*output.Table{layers, codecs, files} {
+		if t.Len() == 0 {
+			continue
+		}
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+		if err := t.Write(w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t Trust) text() string {
+	switch {
+	case !t.Trusted:
+		return "no: " + output.Clean(t.Reason)
+	case t.Key != "":
+		return "yes, " + t.Reason + " by key " + t.Key
+	}
+	return "yes, " + t.Reason
+}
+
+func directories(n int) string {
+	if n == 1 {
+		return "1 directory"
+	}
+	return fmt.Sprintf("%d directories", n)
+}
+
+// short cuts a digest as people know it.
+func short(digest string) string {
+	const algorithm, digits = len("sha256:"), 12
+	return digest[:min(len(digest), algorithm+digits)]
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return ""
+}
