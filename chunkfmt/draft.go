@@ -16,6 +16,8 @@ import (
 // The zero Draft is not usable; see NewDraft.
 type Draft struct {
 	root *Node
+	// links has the LinkOuts by target: links to one thing are one inode.
+	links map[string]*Node
 }
 
 // Node is one object of a Draft. The caller fills it before it is put into the
@@ -45,12 +47,19 @@ type Node struct {
 	seen     bool
 }
 
-// maxSymlinks is how many links the kernel follows in one path (MAXSYMLINKS).
-const maxSymlinks = 40
+const (
+	// maxSymlinks is how many links the kernel follows in one path
+	// (MAXSYMLINKS).
+	maxSymlinks = 40
+	// maxFollowed is how many links containerd follows when it unpacks.
+	maxFollowed = 255
+
+	capability = "security.capability"
+)
 
 // NewDraft returns a tree that has only a root directory, which is Implied
 // until it is Put.
-func NewDraft() *Draft { return &Draft{root: impliedDir()} }
+func NewDraft() *Draft { return &Draft{root: impliedDir(), links: map[string]*Node{}} }
 
 func impliedDir() *Node { return &Node{Kind: Dir, Mode: 0o755, flags: Implied} }
 
@@ -82,38 +91,80 @@ func (n *Node) adopt(old *Node) {
 	switch old.Kind {
 	case Dir:
 		n.children = old.children
-		n.flags |= old.flags & Opaque
+		n.flags |= old.flags &^ Implied
 		n.Xattrs = sortXattrs(append(slices.Clone(old.Xattrs), n.Xattrs...))
-	case Whiteout:
-		n.flags |= Opaque
+	default:
+		n.replace()
 	}
 }
 
-// Link adds a hard link. A target that this tree does not have is one of a
-// layer below: the entry becomes a LinkOut.
+// replace records that nothing of lower layers stays at the directory's place.
+func (n *Node) replace() { n.flags = n.flags&^Opaque | Replaced }
+
+// Link adds a hard link. What was under its name is removed first, so that it
+// cannot be the target. A target that this tree does not have is one of a layer
+// below: the entry becomes a LinkOut.
 func (d *Draft) Link(name, target string) error {
-	clean, err := cleanPath(target)
-	if err != nil {
-		return fmt.Errorf("target of link %s: %w", name, err)
-	}
-	n := d.find(clean)
-	switch {
-	case clean == "" || n != nil && n.Kind == Dir:
-		return fmt.Errorf("%w: %s is a hard link to the directory %q", ErrInvalid, name, target)
-	case n != nil && n.Kind == Whiteout:
-		return fmt.Errorf("%w: %s is a hard link to %q, which this layer removes", ErrInvalid, name, target)
-	case n == nil:
-		n = &Node{Kind: LinkOut, Target: clean}
-	}
-	dir, base, err := d.place(name)
+	_, err := d.link(name, target)
+	return err
+}
+
+// LinkAs is Link with the attributes that the link's own header has. Unpacking
+// it gives them to what it links to: owner, time, mode (symbolic links have
+// none), and extended attributes in addition to those that are there, of which
+// capabilities do not survive the change of owner.
+func (d *Draft) LinkAs(name, target string, header *Node) error {
+	n, err := d.link(name, target)
 	if err != nil {
 		return err
 	}
+	if n.Kind != Symlink {
+		n.Mode = header.Mode
+	}
+	n.UID, n.GID, n.Mtime, n.Nsec = header.UID, header.GID, header.Mtime, header.Nsec
+	keep := slices.DeleteFunc(slices.Clone(n.Xattrs), func(x Xattr) bool { return x.Name == capability })
+	for _, x := range header.Xattrs {
+		if linkTakes(n.Kind, x.Name) {
+			keep = append(keep, x)
+		}
+	}
+	n.Xattrs = sortXattrs(keep)
+	return nil
+}
+
+// linkTakes reports whether what a hard link leads to can have an attribute of
+// the link's: Linux has user attributes for files and directories only.
+func linkTakes(k Kind, name string) bool {
+	return k == File || k == LinkOut || !strings.HasPrefix(name, "user.")
+}
+
+func (d *Draft) link(name, target string) (*Node, error) {
+	clean, err := cleanPath(target)
+	if err != nil {
+		return nil, fmt.Errorf("target of link %s: %w", name, err)
+	}
+	dir, base, err := d.place(name)
+	if err != nil {
+		return nil, err
+	}
 	if base == "" {
-		return fmt.Errorf("%w: the root is a hard link", ErrInvalid)
+		return nil, fmt.Errorf("%w: the root is a hard link", ErrInvalid)
+	}
+	dir.set(base, &Node{Kind: Whiteout})
+	n, below := d.find(clean)
+	switch {
+	case n != nil && n.Kind == Dir:
+		return nil, fmt.Errorf("%w: %s is a hard link to the directory %q", ErrInvalid, name, target)
+	case n == nil && !below:
+		return nil, fmt.Errorf("%w: %s is a hard link to %q, which this layer removes or replaces", ErrInvalid, name, target)
+	case n == nil:
+		if n = d.links[clean]; n == nil {
+			n = &Node{Kind: LinkOut, Target: clean}
+			d.links[clean] = n
+		}
 	}
 	dir.set(base, n)
-	return nil
+	return n, nil
 }
 
 // Remove records that lower layers' entry of this name is not to be seen. By
@@ -130,7 +181,7 @@ func (d *Draft) Remove(name string) error {
 	case old == nil:
 		dir.set(base, &Node{Kind: Whiteout})
 	case old.Kind == Dir:
-		old.flags |= Opaque
+		old.replace()
 	}
 	return nil
 }
@@ -141,7 +192,9 @@ func (d *Draft) Hide(dir string) error {
 	if err != nil {
 		return err
 	}
-	n.flags |= Opaque
+	if n.flags&Replaced == 0 {
+		n.flags |= Opaque
+	}
 	return nil
 }
 
@@ -151,20 +204,26 @@ func (d *Draft) Find(name string) *Node {
 	if err != nil {
 		return nil
 	}
-	return d.find(clean)
+	n, _ := d.find(clean)
+	return n
 }
 
-// find does not make parents, which place would.
-func (d *Draft) find(clean string) *Node {
+// find returns the node at a clean path, or whether a layer below may have one
+// there. It makes no parents, which place would.
+func (d *Draft) find(clean string) (n *Node, below bool) {
 	if clean == "" {
-		return d.root
+		return d.root, false
 	}
 	parent, base := path.Split(clean)
-	dir, err := d.walk(strings.TrimSuffix(parent, "/"), false)
+	dir, below, err := d.walk(strings.TrimSuffix(parent, "/"), false)
 	if err != nil || dir == nil {
-		return nil
+		return nil, below
 	}
-	return dir.children[base]
+	n = dir.children[base]
+	if n != nil && n.Kind == Whiteout {
+		return nil, false
+	}
+	return n, below
 }
 
 // place returns the directory of a path, which it makes, and the last name;
@@ -187,46 +246,48 @@ func (d *Draft) dir(name string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.walk(clean, true)
+	n, _, err := d.walk(clean, true)
+	return n, err
 }
 
 // walk follows a clean path to a directory. Without create it returns nil for
-// one that does not exist.
-func (d *Draft) walk(clean string, create bool) (*Node, error) {
-	at, done := d.root, ""
+// one that does not exist. below tells whether layers below may have what is
+// not found there.
+func (d *Draft) walk(clean string, create bool) (n *Node, below bool, err error) {
+	at, done, below := d.root, "", d.root.flags&(Opaque|Replaced) == 0
 	for links := 0; clean != ""; {
 		var first string
 		first, clean, _ = strings.Cut(clean, "/")
 		next := at.children[first]
 		if next != nil && next.Kind == Symlink {
-			if links++; links > maxSymlinks {
-				return nil, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(done, first))
+			if links++; links > maxFollowed {
+				return nil, false, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(done, first))
 			}
 			target := next.Target
 			if !path.IsAbs(target) {
 				target = path.Join(done, target)
 			}
 			clean = strings.TrimPrefix(path.Clean("/"+path.Join(target, clean)), "/")
-			at, done = d.root, ""
+			at, done, below = d.root, "", d.root.flags&(Opaque|Replaced) == 0
 			continue
 		}
 		if next == nil || next.Kind == Whiteout {
 			if !create {
-				return nil, nil
+				return nil, below && next == nil, nil
 			}
 			made := impliedDir()
 			if next != nil {
-				made.flags |= Opaque
+				made.replace()
 			}
 			at.set(first, made)
 			next = made
 		}
 		if next.Kind != Dir {
-			return nil, fmt.Errorf("%w: %s is no directory", ErrInvalid, path.Join(done, first))
+			return nil, false, fmt.Errorf("%w: %s is no directory", ErrInvalid, path.Join(done, first))
 		}
-		at, done = next, path.Join(done, first)
+		at, done, below = next, path.Join(done, first), below && next.flags&(Opaque|Replaced) == 0
 	}
-	return at, nil
+	return at, below, nil
 }
 
 func (n *Node) set(name string, child *Node) {

@@ -103,7 +103,7 @@ func TestDraftReplaces(t *testing.T) {
 		},
 		"file by directory": {
 			func(d *chunkfmt.Draft) error { return errors.Join(d.Put("x", file("")), d.Put("x", dir(0o700))) },
-			[]string{"", "x"}, chunkfmt.Dir, 0,
+			[]string{"", "x"}, chunkfmt.Dir, chunkfmt.Replaced,
 		},
 		"implied parent": {
 			func(d *chunkfmt.Draft) error { return d.Put("x/y", file("")) },
@@ -114,12 +114,16 @@ func TestDraftReplaces(t *testing.T) {
 			[]string{"", "x"}, chunkfmt.Whiteout, 0,
 		},
 		"whiteout, then directory": {
-			func(d *chunkfmt.Draft) error { return errors.Join(d.Remove("x"), d.Put("x", dir(0o700))) },
-			[]string{"", "x"}, chunkfmt.Dir, chunkfmt.Opaque,
+			func(d *chunkfmt.Draft) error { return errors.Join(d.Remove("x"), d.Put("x", dir(0o700)), d.Hide("x")) },
+			[]string{"", "x"}, chunkfmt.Dir, chunkfmt.Replaced,
 		},
 		"directory, then whiteout": {
 			func(d *chunkfmt.Draft) error { return errors.Join(d.Put("x/y", file("")), d.Remove("x")) },
-			[]string{"", "x", "x/y"}, chunkfmt.Dir, chunkfmt.Opaque | chunkfmt.Implied,
+			[]string{"", "x", "x/y"}, chunkfmt.Dir, chunkfmt.Replaced | chunkfmt.Implied,
+		},
+		"whiteout, then implied parent": {
+			func(d *chunkfmt.Draft) error { return errors.Join(d.Remove("x"), d.Put("x/y", file(""))) },
+			[]string{"", "x", "x/y"}, chunkfmt.Dir, chunkfmt.Replaced | chunkfmt.Implied,
 		},
 		"file, then whiteout": {
 			func(d *chunkfmt.Draft) error { return errors.Join(d.Put("x", file("")), d.Remove("x")) },
@@ -154,15 +158,27 @@ func TestDraftReplaces(t *testing.T) {
 func TestDraftRefuses(t *testing.T) {
 	long := string(make([]byte, 256))
 	tests := map[string]func(d *chunkfmt.Draft) error{
-		"long name":         func(d *chunkfmt.Draft) error { return d.Put("a/"+string(slices.Repeat([]byte("n"), 256)), file("")) },
-		"long path":         func(d *chunkfmt.Draft) error { return d.Put(string(slices.Repeat([]byte("n/"), 2049))+"x", file("")) },
-		"NUL":               func(d *chunkfmt.Draft) error { return d.Put(long, file("")) },
-		"root is a file":    func(d *chunkfmt.Draft) error { return d.Put("/", file("")) },
-		"root is a link":    func(d *chunkfmt.Draft) error { return d.Link(".", "a") },
-		"root is removed":   func(d *chunkfmt.Draft) error { return d.Remove("..") },
-		"link to root":      func(d *chunkfmt.Draft) error { return d.Link("a", "/") },
-		"link to directory": func(d *chunkfmt.Draft) error { return errors.Join(d.Put("d", dir(0)), d.Link("a", "d")) },
-		"file as parent":    func(d *chunkfmt.Draft) error { return errors.Join(d.Put("f", file("")), d.Put("f/x", file(""))) },
+		"long name":               func(d *chunkfmt.Draft) error { return d.Put("a/"+string(slices.Repeat([]byte("n"), 256)), file("")) },
+		"long path":               func(d *chunkfmt.Draft) error { return d.Put(string(slices.Repeat([]byte("n/"), 2049))+"x", file("")) },
+		"NUL":                     func(d *chunkfmt.Draft) error { return d.Put(long, file("")) },
+		"root is a file":          func(d *chunkfmt.Draft) error { return d.Put("/", file("")) },
+		"root is a link":          func(d *chunkfmt.Draft) error { return d.Link(".", "a") },
+		"root is removed":         func(d *chunkfmt.Draft) error { return d.Remove("..") },
+		"link to root":            func(d *chunkfmt.Draft) error { return d.Link("a", "/") },
+		"link to directory":       func(d *chunkfmt.Draft) error { return errors.Join(d.Put("d", dir(0)), d.Link("a", "d")) },
+		"file as parent":          func(d *chunkfmt.Draft) error { return errors.Join(d.Put("f", file("")), d.Put("f/x", file(""))) },
+		"link to itself":          func(d *chunkfmt.Draft) error { return errors.Join(d.Put("a", file("")), d.Link("a", "./a")) },
+		"link to itself below":    func(d *chunkfmt.Draft) error { return d.Link("d/a", "d/a") },
+		"link over its directory": func(d *chunkfmt.Draft) error { return errors.Join(d.Put("d/a", file("")), d.Link("d", "d/a")) },
+		"link to removed":         func(d *chunkfmt.Draft) error { return errors.Join(d.Remove("f"), d.Link("a", "f")) },
+		"link into removed":       func(d *chunkfmt.Draft) error { return errors.Join(d.Remove("d"), d.Link("a", "d/e/f")) },
+		"link into hidden": func(d *chunkfmt.Draft) error {
+			return errors.Join(d.Hide("d"), d.Put("d/e", dir(0)), d.Link("a", "d/e/f"))
+		},
+		"link into replaced": func(d *chunkfmt.Draft) error { return errors.Join(d.Put("d", file("")), d.Link("a", "d/f")) },
+		"link through own symlink": func(d *chunkfmt.Draft) error {
+			return errors.Join(d.Put("s", symlink("d")), d.Put("d/f", file("")), d.Link("s/f", "d/f"))
+		},
 		"loop of links": func(d *chunkfmt.Draft) error {
 			return errors.Join(d.Put("a", symlink("b")), d.Put("b", symlink("a")), d.Put("a/x", file("")))
 		},
@@ -173,6 +189,39 @@ func TestDraftRefuses(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+func TestLinkAs(t *testing.T) {
+	x := func(name, value string) chunkfmt.Xattr { return chunkfmt.Xattr{Name: name, Value: value} }
+	d := chunkfmt.NewDraft()
+	f := file("data")
+	f.Xattrs = []chunkfmt.Xattr{x("security.capability", "1"), x("user.a", "1"), x("user.b", "1")}
+	header := &chunkfmt.Node{Mode: 0o4711, UID: 1, GID: 2, Mtime: 3, Nsec: 4, Xattrs: []chunkfmt.Xattr{x("user.b", "2"), x("security.x", "2")}}
+	must(t,
+		d.Put("f", f),
+		d.LinkAs("g", "f", header),
+		d.Put("s", symlink("f")),
+		d.LinkAs("t", "s", header),
+		d.LinkAs("low", "below", header),
+		d.LinkAs("low2", "./below", header),
+	)
+	tree := freeze(t, d)
+	for name, want := range map[string]struct {
+		mode  uint16
+		set   []chunkfmt.Xattr
+		nlink uint32
+	}{
+		"f":   {0o4711, []chunkfmt.Xattr{x("security.x", "2"), x("user.a", "1"), x("user.b", "2")}, 2},
+		"s":   {0o777, []chunkfmt.Xattr{x("security.x", "2")}, 2},
+		"low": {0o4711, []chunkfmt.Xattr{x("security.x", "2"), x("user.b", "2")}, 2},
+	} {
+		i, err := tree.Lookup(name)
+		must(t, err)
+		n, a := &tree.Inodes[i], tree.Attr(i)
+		if a.Mode != want.mode || a.UID != 1 || a.GID != 2 || n.Mtime != 3 || n.Nsec != 4 || n.Nlink != want.nlink || !slices.Equal(tree.XattrsOf(i), want.set) {
+			t.Errorf("%s is %+v %+v %v", name, n, a, tree.XattrsOf(i))
+		}
 	}
 }
 

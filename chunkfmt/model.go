@@ -111,7 +111,7 @@ const (
 	// Whiteout hides what lower layers have under this name.
 	Whiteout
 	// LinkOut is a hard link to a path which this layer does not have: one of
-	// the layers below does.
+	// the layers below does. What it links to gets its attributes.
 	LinkOut
 
 	kinds = iota
@@ -127,8 +127,11 @@ const (
 	// Implied marks a directory that the layer does not list and that is only
 	// there as somebody's parent: a lower layer's attributes stay.
 	Implied
+	// Replaced hides what lower layers have under this name: neither children
+	// nor attributes of theirs stay. It goes without Opaque.
+	Replaced
 
-	attrFlags = Opaque | Implied
+	attrFlags = Opaque | Implied | Replaced
 )
 
 // Attr is what many inodes have in common.
