@@ -73,7 +73,9 @@ func goldenKinds(tb testing.TB) *Index {
 		d.Put("dev/fifo", &Node{Kind: Fifo, Mode: 0o644}),
 		d.Put("dev/socket", &Node{Kind: Socket, Mode: 0o644}),
 		d.Remove("gone"),
-		d.Link("below", "/lower/file"),
+		d.Put("replaced", &Node{Kind: File}),
+		d.Put("replaced", &Node{Kind: Dir, Mode: 0o711}),
+		d.LinkAs("below", "/lower/file", &Node{Mode: 0o640, UID: 5, Mtime: 77, Xattrs: acl}),
 		d.Link("below2", "below"),
 		d.Put(strings.Repeat("n", MaxName), &Node{Kind: Dir, Mode: 0o700}),
 	)

@@ -2,6 +2,7 @@ package chunkfmt
 
 import (
 	"fmt"
+	"math/bits"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -11,7 +12,10 @@ const maxBlock = 128 << 10
 
 // compress returns p as one zstd frame. It starts no goroutines.
 func compress(p []byte) ([]byte, error) {
+	// Encoders allocate in proportion to their window.
+	window := min(max(1<<bits.Len(uint(len(p))), zstd.MinWindowSize), 8<<20)
 	enc, err := zstd.NewWriter(nil,
+		zstd.WithWindowSize(window),
 		zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
 		zstd.WithEncoderConcurrency(1),
 		zstd.WithSingleSegment(true), // the frame has its length

@@ -14,7 +14,7 @@ func (x *Index) Validate() error { return x.validate(true) }
 
 // ValidateMerged checks that a tree is what Merge may return: what Validate
 // checks of an index except the order and the economy of tables, and no
-// Whiteout, LinkOut, Opaque, Implied or External.
+// Whiteout, LinkOut, AttrFlags or External.
 func (t *Tree) ValidateMerged() error { return t.validate(false) }
 
 func (t *Tree) validate(layer bool) error {
@@ -148,9 +148,11 @@ func (v *validator) checkAttr(a *Attr) error {
 		return invalid("xattr set %d of %d", a.Xattrs, len(v.Xattrs))
 	case !v.layer && (a.Flags != 0 || a.Kind == Whiteout || a.Kind == LinkOut):
 		return invalid("kind %d with flags %#x in a merged tree", a.Kind, a.Flags)
-	case a.Kind == Whiteout || a.Kind == LinkOut:
-		if *a != (Attr{Kind: a.Kind}) {
-			return invalid("a whiteout or link has attributes of its own")
+	case a.Flags&Opaque != 0 && a.Flags&Replaced != 0:
+		return invalid("a directory is both opaque and a replacement")
+	case a.Kind == Whiteout:
+		if *a != (Attr{Kind: Whiteout}) {
+			return invalid("a whiteout has attributes of its own")
 		}
 	case a.Flags&Implied != 0:
 		if *a != (Attr{Kind: Dir, Flags: a.Flags, Mode: 0o755}) {

@@ -190,9 +190,6 @@ func (v *validator) checkTarget(n *Inode, k Kind, targets *firstUse) error {
 			return invalid("a hard link to a name of %d bytes", len(part))
 		}
 	}
-	if n.Mtime != 0 || n.Nsec != 0 {
-		return invalid("a hard link has a time of its own")
-	}
 	return nil
 }
 
