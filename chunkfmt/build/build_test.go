@@ -52,8 +52,9 @@ func TestFormats(t *testing.T) {
 
 func TestDefaults(t *testing.T) {
 	plain := makeTar(t, file("large", words(1, 5<<20)), file("incompressible", random(1, 3<<20)), file("x", words(2, 1000)))
+	l := gzipped(t, plain)
 	for _, o := range []build.Options{{}, {Codec: build.Plain}, {Level: 3}, {InlineMax: -1}, {GroupSize: 65536}, {ChunkSize: 4 << 20}} {
-		mustBuild(t, o, gzipped(t, plain)).wantFiles(t, plain)
+		mustBuild(t, o, l).wantFiles(t, plain)
 	}
 }
 
@@ -227,11 +228,18 @@ func TestDictionary(t *testing.T) {
 	changed := bytes.Clone(a)
 	changed[10000]++
 	lower, upper := makeTar(t, file("a", changed)), makeTar(t, file("c", c), file("copy", a))
-	next := &built{dir: first.dir, stored: map[chunkfmt.Digest][]byte{}}
+	next := &built{dir: first.dir, stored: first.stored}
 	var err error
 	next.Result, err = build.Build(t.Context(), []build.Layer{gzipped(t, lower), gzipped(t, upper)}, first.dir, o)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, l := range next.Layers {
+		for _, f := range l.Blobs {
+			if first.stored[f.Digest], err = os.ReadFile(f.Path); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	next.wantFiles(t, lower, upper)
 	s0, s1 := next.Layers[0].Stats, next.Layers[1].Stats

@@ -27,7 +27,7 @@ const (
 // newNode returns the node of an entry that is neither link nor whiteout, and
 // what had to be left out.
 func newNode(h *tar.Header) (n *chunkfmt.Node, dropped []string, err error) {
-	n = &chunkfmt.Node{Mode: uint16(h.Mode & 0o7777)} //nolint:gosec // G115: 12 bits
+	n = &chunkfmt.Node{Mode: uint16(h.Mode & 0o7777)}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // SA1019: old tars have it
 		n.Kind = chunkfmt.File

@@ -5,7 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -113,7 +113,10 @@ func compress(t testing.TB, format string, parts ...[]byte) []byte {
 		case "tar":
 			out.Write(p)
 		case "gzip":
-			w := gzip.NewWriter(&out)
+			w, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+			if err != nil {
+				t.Fatal(err)
+			}
 			_, _ = w.Write(p)
 			if err := w.Close(); err != nil {
 				t.Fatal(err)
@@ -152,20 +155,14 @@ func gzipped(t testing.TB, plain []byte) build.Layer {
 type built struct {
 	*build.Result
 	dir    string
-	stored map[chunkfmt.Digest][]byte // layers that may be blobs themselves
+	stored map[chunkfmt.Digest][]byte // all layers and blobs
 }
 
-// blobs reads blobs from files and from layers.
+// blobs reads blobs that are made and layers that are blobs themselves.
 type blobs struct{ b *built }
 
 func (s blobs) ReadAt(_ context.Context, b *chunkfmt.Blob, p []byte, off int64) error {
-	data, ok := s.b.stored[b.Digest]
-	if !ok {
-		var err error
-		if data, err = os.ReadFile(filepath.Join(s.b.dir, hex.EncodeToString(b.Digest[:]))); err != nil {
-			return err
-		}
-	}
+	data := s.b.stored[b.Digest]
 	if int64(len(data)) != b.Size || off+int64(len(p)) > b.Size {
 		return io.ErrUnexpectedEOF
 	}
@@ -214,6 +211,7 @@ func (b *built) check(t testing.TB) {
 			if err != nil || chunkfmt.Sum(p) != f.Digest || int64(len(p)) != f.Size {
 				t.Errorf("blob %s of %d bytes: %d bytes, %v", f.Digest, f.Size, len(p), err)
 			}
+			b.stored[f.Digest] = p
 		}
 		s := l.Stats
 		if sum := s.Inline + s.Holes + s.New + s.FromLayer + s.FromImage + s.FromDictionary; sum != s.Content {
@@ -292,7 +290,7 @@ func (b *built) wantFiles(t testing.TB, tars ...[]byte) {
 		r := tar.NewReader(bytes.NewReader(p))
 		for {
 			h, err := r.Next()
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {

@@ -103,7 +103,7 @@ func newTraceMap(list []Access) (traceMap, error) {
 			return nil, fmt.Errorf("access %d: %w", i, err)
 		}
 		key := path.Clean("/" + a.Path)
-		m[key] = append(m[key], traced{a, uint32(i) + 1}) //nolint:gosec // G115: a slice that long has no room
+		m[key] = append(m[key], traced{a, uint32(i) + 1})
 	}
 	return m, nil
 }
