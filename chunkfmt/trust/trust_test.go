@@ -1,9 +1,12 @@
 package trust_test
 
 import (
+	"bytes"
 	"encoding/base64"
 	"errors"
+	"flag"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -15,6 +18,8 @@ import (
 	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 )
+
+var update = flag.Bool("update", false, "write the golden files")
 
 const repo = "registry.local:5000/dev/app"
 
@@ -315,6 +320,37 @@ func TestParseSignature(t *testing.T) {
 		if _, err := trust.ParseSignature([]byte(bad)); !errors.Is(err, artifact.ErrInvalid) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s instead of %s: %v", tt.new, tt.old, err)
 		}
+	}
+}
+
+// The key and the artifact are known, so that others can check their verifiers.
+func TestGoldenSignature(t *testing.T) {
+	const file = "testdata/signature.json"
+	k, err := trust.ParsePrivateKey([]byte(vectorPrivate))
+	if err != nil {
+		t.Fatal(err)
+	}
+	of, err := os.ReadFile("../artifact/testdata/manifest.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	of = bytes.TrimSuffix(of, []byte("\n"))
+	got, _, err := k.Sign(v1.Descriptor{MediaType: v1.MediaTypeImageManifest, Digest: digest.FromBytes(of), Size: int64(len(of))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, '\n')
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
