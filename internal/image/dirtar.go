@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ var hostXattrs = []string{"security.selinux", "security.ima", "security.evm"}
 // bytes. Holes of sparse files are written out. Sockets, and the content of
 // other file systems mounted in the directory, are left out with a warning.
 func writeTar(ctx context.Context, w io.Writer, dir string, log *slog.Logger) error {
-	d := &dirTar{ctx: ctx, tw: tar.NewWriter(w), root: dir, log: log, links: map[fileID]string{}}
+	buffered := bufio.NewWriterSize(w, 256<<10)
+	d := &dirTar{ctx: ctx, tw: tar.NewWriter(buffered), root: dir, log: log, links: map[fileID]string{}}
 	info, err := os.Stat(dir) // the directory itself may be named by a link
 	if err != nil {
 		return err
@@ -47,7 +49,10 @@ func writeTar(ctx context.Context, w io.Writer, dir string, log *slog.Logger) er
 	if err := d.add(".", info); err != nil {
 		return err
 	}
-	return d.tw.Close()
+	if err := d.tw.Close(); err != nil {
+		return err
+	}
+	return buffered.Flush()
 }
 
 type fileID struct{ dev, ino uint64 }

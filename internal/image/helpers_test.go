@@ -311,3 +311,5 @@ func span(t *testing.T, header string, n int) (first, end int) {
 	}
 	return first, min(end+1, n)
 }
+
+func newBody(data []byte) io.ReadCloser { return io.NopCloser(bytes.NewReader(data)) }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -90,7 +91,7 @@ func (w *walker) walk(ctx context.Context, data []byte, desc v1.Descriptor, dept
 }
 
 func (w *walker) entry(ctx context.Context, entry v1.Descriptor, depth int) error {
-	if w.seen[entry.Digest] || isAttestation(entry) || entry.ArtifactType != "" {
+	if w.seen[entry.Digest] || isAttestation(entry) || isArtifact(entry) {
 		return nil
 	}
 	if len(w.seen) == maxManifests {
@@ -119,6 +120,16 @@ func (w *walker) entry(ctx context.Context, entry v1.Descriptor, depth int) erro
 func isAttestation(desc v1.Descriptor) bool {
 	p := desc.Platform
 	return desc.Annotations[attestation] != "" || p != nil && p.OS == "unknown" && p.Architecture == "unknown"
+}
+
+// isArtifact reports entries that are no images. Some tools write the type of an
+// image's configuration there.
+func isArtifact(desc v1.Descriptor) bool {
+	switch desc.ArtifactType {
+	case "", v1.MediaTypeImageConfig, string(types.DockerConfigJSON):
+		return false
+	}
+	return true
 }
 
 func (w *walker) other(p v1.Platform) {

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -71,7 +72,9 @@ func (o Options) withDefaults() *Options {
 		o.Keychain = authn.DefaultKeychain
 	}
 	if o.Transport == nil {
-		o.Transport = origin.NewTransport()
+		t := origin.NewTransport()
+		t.ResponseHeaderTimeout = 0 // a registry may check a large blob before it answers; IdleTimeout watches
+		o.Transport = t
 	}
 	if o.PlainHTTP == nil {
 		o.PlainHTTP = loopback
@@ -152,20 +155,29 @@ func (o *Options) retry(ctx context.Context, attempts int, attempt func() (progr
 		}
 		failed++
 		var marked errPermanent
+		var again errAgain
 		switch {
 		case ctx.Err() != nil:
-			return errors.Join(ctx.Err(), err)
+			return ended(ctx, err)
 		case errors.As(err, &marked):
 			return marked.error
-		case origin.IsPermanent(err) || failed >= attempts:
+		case failed >= attempts, origin.IsPermanent(err) && !errors.As(err, &again):
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), err)
+			return ended(ctx, err)
 		case <-o.After(max(o.Backoff(failed), o.retryAfter(err))):
 		}
 	}
+}
+
+// ended joins the end of the context with what was being tried.
+func ended(ctx context.Context, err error) error {
+	if errors.Is(err, ctx.Err()) {
+		return err
+	}
+	return fmt.Errorf("%w after %w", ctx.Err(), err)
 }
 
 // retryAfter returns the wait that an answer asks for, 0 if none.

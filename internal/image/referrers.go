@@ -40,7 +40,7 @@ func (r *remote) referrers(ctx context.Context, subject digest.Digest, artifactT
 	list, ok, err := r.referrersAPI(ctx, subject, artifactType)
 	if err == nil && !ok {
 		var index v1.Index
-		index, _, err = r.fallbackIndex(ctx, subject)
+		index, err = r.fallbackIndex(ctx, subject)
 		list = index.Manifests
 	}
 	if err != nil {
@@ -118,19 +118,25 @@ func (r *remote) nextPage(current string, h http.Header) (string, error) {
 	return next.String(), nil
 }
 
-// fallbackIndex returns the index at the fallback tag and its digest, empty if
-// there is none.
-func (r *remote) fallbackIndex(ctx context.Context, subject digest.Digest) (v1.Index, digest.Digest, error) {
-	data, _, err := r.get(ctx, r.url("manifests", fallbackTag(subject)), v1.MediaTypeImageIndex)
+// fallbackIndex returns the index at the fallback tag, empty if there is none.
+func (r *remote) fallbackIndex(ctx context.Context, subject digest.Digest) (v1.Index, error) {
+	data, h, err := r.get(ctx, r.url("manifests", fallbackTag(subject)), v1.MediaTypeImageIndex)
 	var index v1.Index
 	if se := (*origin.StatusError)(nil); errors.As(err, &se) && se.Status == http.StatusNotFound {
-		return index, "", nil
+		return index, nil
 	}
 	if err != nil {
-		return index, "", err
+		return index, err
 	}
-	if err := json.Unmarshal(data, &index); err != nil {
-		return index, "", fmt.Errorf("%w: tag %s of %s: %w", ErrCorrupt, fallbackTag(subject), r.repo.Name(), err)
+	doc, err := parseDocument(data, mediaType(h))
+	if err == nil && !doc.index() {
+		err = fmt.Errorf("%w: not an index", ErrCorrupt)
 	}
-	return index, digest.FromBytes(data), nil
+	if err == nil {
+		err = json.Unmarshal(data, &index)
+	}
+	if err != nil {
+		return index, fmt.Errorf("tag %s of %s: %w", fallbackTag(subject), r.repo.Name(), err)
+	}
+	return index, nil
 }

@@ -30,7 +30,7 @@ type remote struct {
 	rt     http.RoundTripper // authenticates
 }
 
-// dial logs in to a registry for a repository. The scopes are "pull", "push".
+// dial logs in to a registry for a repository, with PullScope or PushScope.
 func dial(ctx context.Context, ref Ref, o *Options, scope string) (*remote, error) {
 	repo, err := o.repository(ref)
 	if err != nil {
@@ -51,6 +51,9 @@ func dial(ctx context.Context, ref Ref, o *Options, scope string) (*remote, erro
 	r := &remote{opts: o, repo: repo, base: scheme + "://" + repo.RegistryStr()}
 	base := transport.NewUserAgent(&oneScheme{inner: o.Transport, host: repo.RegistryStr(), scheme: scheme}, o.UserAgent)
 	err = o.retry(ctx, min(dialAttempts, o.MaxAttempts), func() (bool, error) {
+		// Nothing else watches for a registry that does not answer.
+		ctx, cancel := context.WithTimeout(ctx, o.IdleTimeout)
+		defer cancel()
 		rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, scopes)
 		if err != nil {
 			return false, statusError(err)
@@ -59,7 +62,11 @@ func dial(ctx context.Context, ref Ref, o *Options, scope string) (*remote, erro
 		return false, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("log in to registry %s: %w", ref.Registry, r.explain(scope, "at", err))
+		verb, preposition := "pull", "from"
+		if scope == transport.PushScope {
+			verb, preposition = "push", "to"
+		}
+		return nil, fmt.Errorf("log in to registry %s: %w", ref.Registry, r.explain(verb, preposition, err))
 	}
 	r.client = origin.New(origin.Options{
 		Transport: r.rt, UserAgent: o.UserAgent, MaxAttempts: o.MaxAttempts, Backoff: o.Backoff,
