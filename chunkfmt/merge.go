@@ -25,21 +25,26 @@ func Merge(layers ...*Tree) (*Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.placeEntries(); err != nil {
+	if err := m.resolveLinks(); err != nil {
 		return nil, err
 	}
+	m.placeEntries()
 	if err := m.placeChunks(); err != nil {
 		return nil, err
 	}
 	if err := m.fill(); err != nil {
 		return nil, err
 	}
+	if err := m.checkShared(); err != nil {
+		return nil, err
+	}
 	return m.out, nil
 }
 
-// merger builds a merged tree in three steps: placeEntries decides what is
-// visible and numbers it; placeChunks collects what that needs; fill writes
-// the inodes.
+// merger builds a merged tree in steps: resolveLinks finds what hard links to
+// lower layers link to; placeEntries decides what is visible and numbers it;
+// placeChunks collects what that needs; fill writes the inodes; checkShared
+// checks where layers use one blob.
 type merger struct {
 	layers []mergeLayer
 	out    *Tree
@@ -52,7 +57,7 @@ type merger struct {
 	parts []inodeRef
 	heap  cursorHeap
 	group []inodeRef
-	links linkResolver
+	links linkTable
 	blobs blobTable
 	attrs attrTable
 }
@@ -102,7 +107,6 @@ func newMerger(layers []*Tree) (*merger, error) {
 		Entries: make([]Entry, 0, entries),
 	}
 	m.sources = make([]inodeRef, 0, max(inodes, 1))
-	m.links.init(m.layers)
 	m.attrs.init(m)
 	return m, m.defineBlobs()
 }

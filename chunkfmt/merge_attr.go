@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -21,6 +22,7 @@ type attrTable struct {
 	numbers map[Digest]uint32
 	places  []uint32
 	unions  map[[2]uint32]uint32
+	kept    map[keepKey]uint32
 	// room is how many extended attributes unions may yet have: sets are
 	// shared by many directories, so that few bytes make many unions.
 	room int
@@ -34,6 +36,7 @@ func (a *attrTable) init(m *merger) {
 		targets: map[string]uint32{},
 		numbers: map[Digest]uint32{},
 		unions:  map[[2]uint32]uint32{},
+		kept:    map[keepKey]uint32{},
 		room:    1 << 20,
 		hash:    sha256.New(),
 	}
@@ -176,6 +179,34 @@ func (a *attrTable) union(lower, upper uint32) (uint32, error) {
 	n := a.number(append(append(set, l...), u...))
 	a.unions[key] = n
 	return n, nil
+}
+
+// keep returns the number of the set without what an inode cannot have: of a
+// set that a hard link gives to an inode of kind k, or else of the set that the
+// inode has before.
+func (a *attrTable) keep(set uint32, k Kind, given bool) uint32 {
+	key := keepKey{set, k, given}
+	if n, ok := a.kept[key]; ok {
+		return n
+	}
+	drop := func(x Xattr) bool {
+		if given {
+			return !linkTakes(k, x.Name)
+		}
+		return x.Name == capability
+	}
+	n := set
+	if slices.ContainsFunc(a.sets[set], drop) {
+		n = a.number(slices.DeleteFunc(slices.Clone(a.sets[set]), drop))
+	}
+	a.kept[key] = n
+	return n
+}
+
+type keepKey struct {
+	set   uint32
+	kind  Kind
+	given bool
 }
 
 // target returns the place of a symbolic link's target.

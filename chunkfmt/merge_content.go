@@ -25,8 +25,7 @@ type chunkRange struct{ layer, first, last uint32 }
 
 // chunkPlaces says what becomes of a layer's chunks.
 type chunkPlaces struct {
-	// uses has how many files use each chunk, as differences to the chunk
-	// before; then, whether it is used; at last, place in the merged tree.
+	// place has their places in the merged tree, or unused.
 	place []uint32
 	// breaks[i] counts those of chunks 0 to i that do not follow, in the
 	// merged tree, the chunk before.
@@ -60,10 +59,10 @@ func (m *merger) defineBlobs() error {
 
 // agrees reports whether another layer's view of the blob is the same.
 func (b *mergedBlob) agrees(o *Blob) bool {
-	if b.Size != o.Size || b.DeviceSize != o.DeviceSize || b.Unproven != o.Unproven {
+	if b.Size != o.Size || b.DeviceSize != o.DeviceSize {
 		return false
 	}
-	return o.External || slices.EqualFunc(b.Groups, o.Groups, func(x, y Group) bool {
+	return o.External || b.Unproven == o.Unproven && slices.EqualFunc(b.Groups, o.Groups, func(x, y Group) bool {
 		return x.Offset == y.Offset && x.Stored == y.Stored && x.Plain == y.Plain && x.Codec == y.Codec &&
 			x.Digest == y.Digest && x.Device == y.Device &&
 			(x.Segments == nil) == (y.Segments == nil) && slices.Equal(x.Segments, y.Segments)
@@ -178,11 +177,6 @@ func (m *merger) placeRanges(parts []chunkRange, blob uint32) error {
 	for _, r := range refs {
 		layer := &m.layers[r.layer]
 		c := layer.Chunks[r.chunk]
-		if blob != Hole && layer.Blobs[c.Blob].External {
-			if err := layer.blobs[c.Blob].holds(&c); err != nil {
-				return fmt.Errorf("layer %d: %w", r.layer, err)
-			}
-		}
 		c.Blob = blob
 		if last := len(m.out.Chunks) - 1; last < start || comparePlaces(&c, &m.out.Chunks[last]) != 0 {
 			m.out.Chunks = append(m.out.Chunks, c)
@@ -203,25 +197,6 @@ func comparePlaces(a, b *Chunk) int {
 		x.Blob, y.Blob = 0, 0
 	}
 	return compareChunks(&x, &y)
-}
-
-// holds checks that the blob has the chunk of a layer that did not define it.
-func (b *mergedBlob) holds(c *Chunk) error {
-	if int64(c.Group) >= int64(len(b.Groups)) {
-		return fmt.Errorf("%w: chunk in group %d of %d", ErrInvalid, c.Group, len(b.Groups))
-	}
-	g := &b.Groups[c.Group]
-	first, last := uint64(c.Offset), uint64(c.Offset)+uint64(c.Length)
-	ok := g.Codec != Filler && last <= uint64(g.Plain)
-	if ok && g.Segments != nil {
-		i := sort.Search(len(g.Segments), func(i int) bool { return g.Segments[i].Offset > c.Offset }) - 1
-		ok = i >= 0 && first >= uint64(g.Segments[i].Offset) &&
-			last <= uint64(g.Segments[i].Offset)+uint64(g.Segments[i].Length)
-	}
-	if !ok {
-		return fmt.Errorf("%w: group %d holds no chunk of %d bytes at byte %d", ErrInvalid, c.Group, c.Length, c.Offset)
-	}
-	return nil
 }
 
 func (c *chunkPlaces) countBreaks() {

@@ -1,27 +1,22 @@
 package chunkfmt
 
-import "fmt"
-
 // placeEntries walks all layers at once in level order and writes the entries
 // of the merged tree. Inodes get their numbers, and of directories First,
 // Count and Parent; Nlink is counted up.
-func (m *merger) placeEntries() error {
+func (m *merger) placeEntries() {
 	root := m.number(inodeRef{}, 0)
 	for i := len(m.layers) - 1; i >= 0; i-- {
-		m.parts = append(m.parts, inodeRef{layer: uint32(i)})
+		m.group = append(m.group, inodeRef{layer: uint32(i)})
 	}
-	m.addDir(root, 0)
+	m.addDir(root, m.group)
 	for at := 0; at < len(m.dirs); at++ {
 		d := m.dirs[at]
 		first := len(m.out.Entries)
-		if err := m.placeChildren(d); err != nil {
-			return err
-		}
+		m.placeChildren(d)
 		n := &m.out.Inodes[d.inode]
 		n.First = uint32(first)
 		n.Count = uint32(len(m.out.Entries) - first)
 	}
-	return nil
 }
 
 // number makes an inode of the merged tree.
@@ -32,31 +27,39 @@ func (m *merger) number(from inodeRef, parent uint32) uint32 {
 	return n
 }
 
-// addDir makes a directory of the parts from first on.
-func (m *merger) addDir(inode uint32, first int) {
-	d := mergedDir{inode: inode, first: uint32(first), last: uint32(len(m.parts))}
-	d.opaque = d.last
-	for i := d.first; i < d.last; i++ {
-		p := m.parts[i]
-		if m.layers[p.layer].Attr(p.inode).Flags&Opaque != 0 {
-			d.opaque = i + 1
+// addDir makes a directory of the layers' inodes of one path, from top to
+// bottom.
+func (m *merger) addDir(inode uint32, group []inodeRef) {
+	d := mergedDir{inode: inode, first: uint32(len(m.parts))}
+	for _, p := range group {
+		a := m.layers[p.layer].Attr(p.inode)
+		if a.Kind != Dir {
 			break
 		}
+		m.parts = append(m.parts, p)
+		if a.Flags&Opaque != 0 && d.opaque == 0 {
+			d.opaque = uint32(len(m.parts))
+		}
+		if a.Flags&Replaced != 0 {
+			break
+		}
+	}
+	d.last = uint32(len(m.parts))
+	if d.opaque == 0 {
+		d.opaque = d.last
 	}
 	m.out.Inodes[inode].Nlink = 2
 	m.dirs = append(m.dirs, d)
 }
 
-func (m *merger) placeChildren(d mergedDir) error {
+func (m *merger) placeChildren(d mergedDir) {
 	if d.opaque-d.first == 1 {
 		p := m.parts[d.first]
 		for _, e := range m.layers[p.layer].Children(p.inode) {
 			m.group = append(m.group[:0], inodeRef{p.layer, e.Inode})
-			if err := m.place(d.inode, e.Name, m.group); err != nil {
-				return err
-			}
+			m.place(d.inode, e.Name, m.group)
 		}
-		return nil
+		return
 	}
 	m.heap = m.heap[:0]
 	for _, p := range m.parts[d.first:d.opaque] {
@@ -72,40 +75,25 @@ func (m *merger) placeChildren(d mergedDir) error {
 			m.group = append(m.group, inodeRef{m.heap[0].layer, m.heap[0].rest[0].Inode})
 			m.heap.next()
 		}
-		if err := m.place(d.inode, name, m.group); err != nil {
-			return err
-		}
+		m.place(d.inode, name, m.group)
 	}
-	return nil
 }
 
 // place adds the entry that the layers' entries of one name, from top to
 // bottom, make together.
-func (m *merger) place(dir uint32, name string, group []inodeRef) error {
+func (m *merger) place(dir uint32, name string, group []inodeRef) {
 	top := group[0]
 	switch m.layers[top.layer].Kind(top.inode) {
 	case Whiteout:
-		return nil
+		return
 	case Dir:
 		n := m.number(top, dir)
 		m.out.Inodes[dir].Nlink++
 		m.out.Entries = append(m.out.Entries, Entry{name, n})
-		first := len(m.parts)
-		for _, p := range group {
-			if m.layers[p.layer].Kind(p.inode) != Dir {
-				break
-			}
-			m.parts = append(m.parts, p)
-		}
-		m.addDir(n, first)
-		return nil
+		m.addDir(n, group)
+		return
 	case LinkOut:
-		target, err := m.links.resolve(top)
-		if err != nil {
-			return fmt.Errorf("layer %d: hard link %s to %s: %w", top.layer, m.path(dir, name),
-				m.layers[top.layer].Target(top.inode), err)
-		}
-		top = target
+		top = m.links.targets[top]
 	}
 	n := &m.layers[top.layer].inodes[top.inode]
 	if *n == 0 {
@@ -113,23 +101,6 @@ func (m *merger) place(dir uint32, name string, group []inodeRef) error {
 	}
 	m.out.Inodes[*n].Nlink++
 	m.out.Entries = append(m.out.Entries, Entry{name, *n})
-	return nil
-}
-
-// path returns the path of a name in a directory of the merged tree so far.
-// It is slow: for errors only.
-func (m *merger) path(dir uint32, name string) string {
-	for dir != 0 {
-		parent := m.out.Inodes[dir].Parent
-		for _, e := range m.out.Children(parent) {
-			if e.Inode == dir {
-				name = e.Name + "/" + name
-				break
-			}
-		}
-		dir = parent
-	}
-	return name
 }
 
 // cursor is what is left of one layer's children of a directory; never empty.

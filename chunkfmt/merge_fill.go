@@ -3,6 +3,7 @@ package chunkfmt
 import (
 	"fmt"
 	"math"
+	"slices"
 	"sort"
 )
 
@@ -38,7 +39,12 @@ func (m *merger) fillInode(to *Inode, from inodeRef) {
 	layer := &m.layers[from.layer]
 	n := &layer.Inodes[from.inode]
 	to.Mtime, to.Nsec, to.Size = n.Mtime, n.Nsec, n.Size
-	to.Attr = m.attrs.of(layer, from.inode)
+	if given, ok := m.links.given[from]; ok {
+		to.Attr = m.attrs.intern(given.Attr)
+		to.Mtime, to.Nsec = given.mtime, given.nsec
+	} else {
+		to.Attr = m.attrs.of(layer, from.inode)
+	}
 	switch layer.Attrs[n.Attr].Kind {
 	case File:
 		if n.Count == 0 && n.Size != 0 {
@@ -96,4 +102,38 @@ func extendRun(runs []Run, first int, r Run) []Run {
 		last.Count += rest
 	}
 	return runs
+}
+
+// checkShared checks what no layer could by itself: the chunks in blobs that
+// several layers use, and the files that have chunks in External blobs.
+func (m *merger) checkShared() error {
+	shared := false
+	for _, b := range m.blobs.order {
+		shared = shared || len(b.parts) > 1
+	}
+	external := make([]bool, len(m.layers))
+	for i := range m.layers {
+		external[i] = slices.ContainsFunc(m.layers[i].Blobs, func(b Blob) bool { return b.External })
+		shared = shared || external[i]
+	}
+	if !shared {
+		return nil
+	}
+	v := &validator{Tree: m.out}
+	if err := v.checkChunks(); err != nil {
+		return err
+	}
+	for i, from := range m.sources[1:] {
+		n := &m.out.Inodes[i+1]
+		if !external[from.layer] || n.Count == 0 || m.out.Attrs[n.Attr].Kind != File {
+			continue
+		}
+		f := mapping{contents: &contents{validator: v}}
+		for j := range m.out.Runs[n.First : n.First+n.Count] {
+			if err := f.run(&m.out.Runs[int(n.First)+j]); err != nil {
+				return v.at(i+1, err)
+			}
+		}
+	}
+	return nil
 }

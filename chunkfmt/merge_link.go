@@ -3,118 +3,154 @@ package chunkfmt
 import (
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 )
 
-const (
-	// maxLinkChain bounds how many hard links to hard links of other layers
-	// are followed: more than an image has layers.
-	maxLinkChain = 1000
-	// maxLinkSteps bounds the names that one merge looks up for all its
-	// LinkOuts, so that crafted symbolic links cannot hold it up for long.
-	maxLinkSteps = 1 << 24
-)
+// maxLinkSteps bounds the names that one merge looks up for all its LinkOuts,
+// so that crafted symbolic links cannot hold it up for long.
+const maxLinkSteps = 1 << 24
 
-// linkResolver finds what LinkOuts link to.
-type linkResolver struct {
+// linkTable knows what LinkOuts link to.
+type linkTable struct {
 	layers []mergeLayer
-	known  map[inodeRef]inodeRef
-	steps  int
-	depth  int
+	// targets has the inode of every LinkOut; it is none itself.
+	targets map[inodeRef]inodeRef
+	// given has what linked inodes get from their links.
+	given map[inodeRef]linkAttr
+	steps int
 }
 
-func (l *linkResolver) init(layers []mergeLayer) {
-	l.layers = layers
-	l.known = map[inodeRef]inodeRef{}
+// linkAttr is what the links to an inode leave it with. Xattrs is the number of
+// a set in attrTable.
+type linkAttr struct {
+	Attr
+	mtime int64
+	nsec  uint32
 }
 
-// resolve returns the inode that a LinkOut links to. A tar's links come in its
-// order: a target that the layer had before would be no LinkOut, so the target
-// is what the layers below have, even where this layer removes or replaces it
-// later on. Only a target that they do not have may be one of this layer.
-func (l *linkResolver) resolve(link inodeRef) (inodeRef, error) {
-	if found, ok := l.known[link]; ok {
-		return found, nil
+// resolveLinks finds the targets of all LinkOuts, also of those that are not
+// visible in the end: making them has changed what they link to. The target of
+// a tar's link that its layer has by then is no LinkOut, so that it is always
+// what the layers below have, even if this layer removes or replaces it later.
+func (m *merger) resolveLinks() error {
+	l := &m.links
+	l.layers = m.layers
+	for i := range m.layers {
+		layer := &m.layers[i]
+		if !slices.ContainsFunc(layer.Attrs, func(a Attr) bool { return a.Kind == LinkOut }) {
+			continue
+		}
+		if l.targets == nil {
+			l.targets, l.given = map[inodeRef]inodeRef{}, map[inodeRef]linkAttr{}
+		}
+		for j := range layer.Inodes {
+			link := inodeRef{uint32(i), uint32(j)}
+			if layer.Kind(link.inode) != LinkOut {
+				continue
+			}
+			target, err := l.find(link)
+			if err == nil {
+				l.targets[link] = target
+				err = m.give(link, target)
+			}
+			if err != nil {
+				name := (&validator{Tree: layer.Tree}).path(link.inode)
+				return fmt.Errorf("layer %d: hard link %s to %s: %w", i, name, layer.Target(link.inode), err)
+			}
+		}
 	}
-	if l.depth++; l.depth > maxLinkChain {
-		return inodeRef{}, fmt.Errorf("%w: a loop of links", ErrInvalid)
+	return nil
+}
+
+// give changes what a link leads to as Draft.LinkAs does.
+func (m *merger) give(link, target inodeRef) error {
+	from := &m.layers[link.layer]
+	have, ok := m.links.given[target]
+	if !ok {
+		layer := &m.layers[target.layer]
+		have.Attr = *layer.Attr(target.inode)
+		have.Xattrs = m.attrs.set(layer, have.Xattrs)
 	}
-	defer func() { l.depth-- }()
+	a, n := from.Attr(link.inode), &from.Inodes[link.inode]
+	if have.Kind != Symlink {
+		have.Mode = a.Mode
+	}
+	have.UID, have.GID, have.mtime, have.nsec = a.UID, a.GID, n.Mtime, n.Nsec
+	taken := m.attrs.keep(m.attrs.set(from, a.Xattrs), have.Kind, true)
+	var err error
+	have.Xattrs, err = m.attrs.union(m.attrs.keep(have.Xattrs, have.Kind, false), taken)
+	m.links.given[target] = have
+	return err
+}
+
+// find returns what the layers below a LinkOut have at its target.
+func (l *linkTable) find(link inodeRef) (inodeRef, error) {
 	target := l.layers[link.layer].Target(link.inode)
-	found, ok, err := l.lookup(int(link.layer)-1, target)
-	if err == nil && !ok {
-		found, ok, err = l.lookup(int(link.layer), target)
-	}
+	found, ok, err := l.lookup(int(link.layer), target)
 	switch {
 	case err != nil:
 		return inodeRef{}, err
 	case !ok:
-		return inodeRef{}, fmt.Errorf("%w: %s does not exist", ErrInvalid, target)
+		return inodeRef{}, invalid("%s does not exist below", target)
 	case l.layers[found.layer].Kind(found.inode) == Dir:
-		return inodeRef{}, fmt.Errorf("%w: %s is a directory", ErrInvalid, target)
+		return inodeRef{}, invalid("%s is a directory", target)
 	}
-	l.known[link] = found
 	return found, nil
 }
 
-// lookup returns what the layers up to top have at a clean path, of a
-// directory any part. It follows symbolic links in the path, but not the last
-// name.
-func (l *linkResolver) lookup(top int, name string) (inodeRef, bool, error) {
+// lookup returns what the layers below top have at a clean path; of a
+// directory, any part. It follows symbolic links, but not as the last name.
+func (l *linkTable) lookup(top int, name string) (inodeRef, bool, error) {
 	dir, done := l.root(top), ""
-	for links := 0; ; {
-		if name == "" {
-			if len(dir) == 0 {
-				return inodeRef{}, false, nil
-			}
-			return dir[0], true, nil
-		}
+	for links := 0; name != ""; {
 		if l.steps++; l.steps > maxLinkSteps {
-			return inodeRef{}, false, fmt.Errorf("%w: the layers' hard links take too many steps", ErrInvalid)
+			return inodeRef{}, false, invalid("the layers' hard links lead through too many directories")
 		}
 		first, rest, more := strings.Cut(name, "/")
-		next, err := l.children(dir, first)
-		if err != nil || len(next) == 0 {
-			return inodeRef{}, false, err
+		parts := l.child(dir, first)
+		if len(parts) == 0 {
+			return inodeRef{}, false, nil
 		}
-		at := next[0]
+		at := parts[0]
 		kind := l.layers[at.layer].Kind(at.inode)
 		switch {
 		case !more:
 			return at, true, nil
 		case kind == Dir:
-			dir, done, name = next, path.Join(done, first), rest
-		case kind == Symlink:
-			if links++; links > maxSymlinks {
-				return inodeRef{}, false, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(done, first))
-			}
-			target := l.layers[at.layer].Target(at.inode)
-			if !path.IsAbs(target) {
-				target = path.Join(done, target)
-			}
-			name = strings.TrimPrefix(path.Clean("/"+path.Join(target, rest)), "/")
-			dir, done = l.root(top), ""
-		default:
+			dir, done, name = parts, path.Join(done, first), rest
+			continue
+		case kind != Symlink:
 			return inodeRef{}, false, nil
 		}
+		if links++; links > maxFollowed {
+			return inodeRef{}, false, invalid("too many symbolic links at %s", path.Join(done, first))
+		}
+		target := l.layers[at.layer].Target(at.inode)
+		if !path.IsAbs(target) {
+			target = path.Join(done, target)
+		}
+		name = strings.TrimPrefix(path.Clean("/"+path.Join(target, rest)), "/")
+		dir, done = l.root(top), ""
 	}
+	return inodeRef{}, len(dir) > 0, nil // the root directory
 }
 
-func (l *linkResolver) root(top int) []inodeRef {
+// root returns the parts of the root directory of the layers below top.
+func (l *linkTable) root(top int) []inodeRef {
 	var dir []inodeRef
-	for i := top; i >= 0; i-- {
+	for i := top - 1; i >= 0; i-- {
 		dir = append(dir, inodeRef{layer: uint32(i)})
-		if l.layers[i].Attr(0).Flags&Opaque != 0 {
+		if l.layers[i].Attr(0).Flags&(Opaque|Replaced) != 0 {
 			break
 		}
 	}
 	return dir
 }
 
-// children returns the parts, from top to bottom, of what a directory made of
-// parts has under a name: nothing, one inode that is no directory, or
-// directories.
-func (l *linkResolver) children(parts []inodeRef, name string) ([]inodeRef, error) {
+// child returns what a directory made of parts has under a name: nothing, one
+// inode that is no directory, or the parts of a directory that have children.
+func (l *linkTable) child(parts []inodeRef, name string) []inodeRef {
 	var found []inodeRef
 	for _, p := range parts {
 		layer := &l.layers[p.layer]
@@ -123,20 +159,20 @@ func (l *linkResolver) children(parts []inodeRef, name string) ([]inodeRef, erro
 			continue
 		}
 		at := inodeRef{p.layer, inode}
-		switch a := layer.Attr(inode); {
+		a := layer.Attr(inode)
+		switch {
 		case a.Kind == Dir:
 			found = append(found, at)
-			if a.Flags&Opaque != 0 {
-				return found, nil
+			if a.Flags&(Opaque|Replaced) != 0 {
+				return found
 			}
 			continue
 		case len(found) > 0 || a.Kind == Whiteout:
-			return found, nil
+			return found
 		case a.Kind == LinkOut:
-			target, err := l.resolve(at)
-			return []inodeRef{target}, err
+			at = l.targets[at]
 		}
-		return []inodeRef{at}, nil
+		return []inodeRef{at}
 	}
-	return found, nil
+	return found
 }

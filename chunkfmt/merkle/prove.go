@@ -48,12 +48,12 @@ func (t *Tree) ProveRange(name string, off, n int64) (*Proof, error) {
 	}
 	r := &Range{}
 	index := uint64(0)
-	chunkLeaves(t.Tree, inode, func(l *Leaf) {
+	chunkLeaves(t.Tree, inode, func(l Leaf) {
 		if l.end() > off && l.Offset < off+n {
 			if len(r.Leaves) == 0 {
 				r.First = index
 			}
-			r.Leaves = append(r.Leaves, *l)
+			r.Leaves = append(r.Leaves, l)
 		}
 		index++
 	})

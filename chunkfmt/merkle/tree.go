@@ -88,7 +88,7 @@ func (h *hasher) node(inode uint32) Node {
 // leaves yields the hashes of the leaves of an inode's hash tree.
 func (h *hasher) leaves(inode uint32, yield func(chunkfmt.Digest)) {
 	if h.Kind(inode) == chunkfmt.File {
-		chunkLeaves(h.Tree.Tree, inode, func(l *Leaf) { yield(l.hash()) })
+		chunkLeaves(h.Tree.Tree, inode, func(l Leaf) { yield(l.hash()) })
 		return
 	}
 	for _, e := range h.Children(inode) {
@@ -101,10 +101,10 @@ func (h *hasher) leaves(inode uint32, yield func(chunkfmt.Digest)) {
 // chunkLeaves yields the leaves of a File's hash tree. Neighbours of equal
 // content are one, so that a sparse file costs little however long it is, and
 // inline content is one chunk.
-func chunkLeaves(t *chunkfmt.Tree, inode uint32, yield func(*Leaf)) {
+func chunkLeaves(t *chunkfmt.Tree, inode uint32, yield func(Leaf)) {
 	if data, ok := t.InlineData(inode); ok {
 		if len(data) > 0 {
-			yield(&Leaf{Length: uint32(len(data)), Count: 1, Digest: chunkfmt.Sum(data)}) //nolint:gosec // places in Inline have 32 bits
+			yield(Leaf{Length: uint32(len(data)), Count: 1, Digest: chunkfmt.Sum(data)}) //nolint:gosec // places in Inline have 32 bits
 		}
 		return
 	}
@@ -122,12 +122,12 @@ func chunkLeaves(t *chunkfmt.Tree, inode uint32, yield func(*Leaf)) {
 				continue
 			}
 			if leaf.Count > 0 {
-				yield(&leaf)
+				yield(leaf)
 			}
 			leaf = Leaf{Offset: leaf.end(), Length: c.Length, Count: times, Digest: c.Digest}
 		}
 	}
-	yield(&leaf)
+	yield(leaf)
 }
 
 // firstPaths returns the paths of the first entries of inodes that have
