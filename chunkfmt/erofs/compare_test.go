@@ -103,12 +103,12 @@ func compareContent(tree *chunkfmt.Tree, v view, name string, inode uint32) erro
 			want = append(want, e.Name)
 		}
 		if err != nil || !slices.Equal(got, want) {
-			return fmt.Errorf("lists %.300q, %v, want %.300q", got, err, want)
+			return fmt.Errorf("lists %.300q, %w, want %.300q", got, err, want)
 		}
 	case chunkfmt.Symlink:
 		got, err := v.readlink(name)
 		if want := tree.Target(inode); err != nil || got != want {
-			return fmt.Errorf("target %.100q, %v, want %.100q", got, err, want)
+			return fmt.Errorf("target %.100q, %w, want %.100q", got, err, want)
 		}
 	case chunkfmt.File:
 		r, c, err := v.open(name)
@@ -124,12 +124,12 @@ func compareContent(tree *chunkfmt.Tree, v view, name string, inode uint32) erro
 func compareFile(tree *chunkfmt.Tree, r io.ReaderAt, inode uint32) error {
 	size := tree.Inodes[inode].Size
 	if n, err := r.ReadAt(make([]byte, 1), size); n != 0 || err != io.EOF {
-		return fmt.Errorf("read at the end: %d, %v", n, err)
+		return fmt.Errorf("read at the end: %d, %w", n, err)
 	}
 	if want, ok := tree.InlineData(inode); ok {
 		got := make([]byte, size)
 		if n, err := r.ReadAt(got, 0); n != len(got) || !bytes.Equal(got, want) {
-			return fmt.Errorf("inline content differs (%d of %d bytes, %v)", n, size, err)
+			return fmt.Errorf("inline content differs (%d of %d bytes, %w)", n, size, err)
 		}
 		return nil
 	}
@@ -138,14 +138,14 @@ func compareFile(tree *chunkfmt.Tree, r io.ReaderAt, inode uint32) error {
 		if c.Blob != chunkfmt.Hole {
 			got := make([]byte, length)
 			if n, err := r.ReadAt(got, off); n != len(got) || chunkfmt.Sum(got) != c.Digest {
-				return fmt.Errorf("content at %d differs (%d of %d bytes, %v)", off, n, length, err)
+				return fmt.Errorf("content at %d differs (%d of %d bytes, %w)", off, n, length, err)
 			}
 			continue
 		}
 		for _, at := range []int64{off, off + length/2, off + length - min(length, 5000)} {
 			got := make([]byte, min(5000, off+length-at))
 			if n, err := r.ReadAt(got, at); n != len(got) || !bytes.Equal(got, make([]byte, len(got))) {
-				return fmt.Errorf("no hole at %d (%d bytes, %v)", at, n, err)
+				return fmt.Errorf("no hole at %d (%d bytes, %w)", at, n, err)
 			}
 		}
 	}
@@ -165,13 +165,21 @@ func modeOf(a *chunkfmt.Attr) fs.FileMode {
 	}[a.Kind]
 }
 
+// goFS is what go-erofs returns.
+type goFS interface {
+	fs.ReadDirFS
+	ReadLink(string) (string, error)
+	Lstat(string) (fs.FileInfo, error)
+}
+
+// ranger is what its fs.FileInfo is.
+type ranger interface {
+	DataRange() []reader.DataRange
+}
+
 // goView shows an image through go-erofs.
 type goView struct {
-	fs interface {
-		fs.ReadDirFS
-		ReadLink(string) (string, error)
-		Lstat(string) (fs.FileInfo, error)
-	}
+	fs goFS
 	// devices by number; 0 is the image itself.
 	devices []io.ReaderAt
 }
@@ -186,11 +194,10 @@ func newGoView(t testing.TB, image []byte, devices [][]byte) goView {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.fs = img.(interface {
-		fs.ReadDirFS
-		ReadLink(string) (string, error)
-		Lstat(string) (fs.FileInfo, error)
-	})
+	var ok bool
+	if v.fs, ok = img.(goFS); !ok {
+		t.Fatalf("%T is no goFS", img)
+	}
 	return v
 }
 
@@ -199,7 +206,10 @@ func (v goView) stat(name string) (*status, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := fi.Sys().(*reader.Stat)
+	st, ok := fi.Sys().(*reader.Stat)
+	if !ok {
+		return nil, fmt.Errorf("status of type %T", fi.Sys())
+	}
 	s := &status{
 		mode: st.Mode, uid: st.UID, gid: st.GID, nlink: uint64(st.Nlink), size: st.Size,
 		mtime: time.Unix(int64(st.Mtime), int64(st.MtimeNs)), ino: uint64(st.Ino), xattrs: map[string]string{},
@@ -273,8 +283,12 @@ func (s *streamAt) far(p []byte, off int64) (int, error) {
 	if off >= fi.Size() {
 		return 0, io.EOF
 	}
+	ranges, ok := fi.(ranger)
+	if !ok {
+		return 0, fmt.Errorf("%T is no ranger", fi)
+	}
 	at := int64(0)
-	for _, r := range fi.(interface{ DataRange() []reader.DataRange }).DataRange() {
+	for _, r := range ranges.DataRange() {
 		if off >= at && off+int64(len(p)) <= at+r.Size {
 			if r.Offset == -1 {
 				clear(p)

@@ -139,7 +139,7 @@ func deviceNumber(n int64) (uint32, bool) {
 	if major < 0 || major > maxMajor || minor > maxMinor {
 		return 0, false
 	}
-	return uint32(minor&0xff | major<<8 | (minor&^0xff)<<12), true
+	return uint32(minor&0xff | major<<8 | (minor&^0xff)<<12), true //nolint:gosec // 32 bits by the check above
 }
 
 func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }

@@ -26,9 +26,10 @@
 // # What is expected
 //
 // Trees are valid: they come from Decode, Merge or Freeze. A tree that still
-// has whiteouts or links out of it must be merged first. Files whose parts lie
-// at other than multiples of 4096, in the file or on the device, cannot be
-// mapped and are an error.
+// has whiteouts or links out of it must be merged first. Every page of a file
+// must lie in one page of a device, at the same place in it; a hole that begins
+// or ends amid a page is zeros on the device. What cannot be mapped so is an
+// error, ErrUnmappable.
 //
 // # Format
 //

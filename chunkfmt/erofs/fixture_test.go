@@ -20,11 +20,15 @@ type fixture struct {
 	chunks  []chunkfmt.Chunk
 	blobs   []chunkfmt.Blob
 	devices [][]byte
+	plains  map[chunkfmt.GroupRef][]byte
 	rand    *rand.ChaCha8
 }
 
 func newFixture(t testing.TB) *fixture {
-	return &fixture{t: t, draft: chunkfmt.NewDraft(), rand: rand.NewChaCha8([32]byte{1})}
+	return &fixture{
+		t: t, draft: chunkfmt.NewDraft(), rand: rand.NewChaCha8([32]byte{1}),
+		plains: map[chunkfmt.GroupRef][]byte{},
+	}
 }
 
 func (f *fixture) put(name string, n *chunkfmt.Node) {
@@ -72,6 +76,7 @@ func (f *fixture) group(blob int, parts ...[]byte) []uint32 {
 		plain = append(plain, p...)
 	}
 	g.Plain = uint32(len(plain))
+	f.plains[chunkfmt.GroupRef{Blob: uint32(blob), Group: uint32(len(b.Groups))}] = plain
 	b.Groups = append(b.Groups, g)
 	b.Size++
 	dev := append(f.devices[blob], plain...)
@@ -83,6 +88,42 @@ func (f *fixture) group(blob int, parts ...[]byte) []uint32 {
 func (f *fixture) hole(n uint32) uint32 {
 	f.chunks = append(f.chunks, chunkfmt.Chunk{Blob: chunkfmt.Hole, Length: n})
 	return uint32(len(f.chunks) - 1)
+}
+
+// sparse adds a group as layers with content-defined chunks have them, with the
+// pieces of one file and other bytes between. The file lies on the device as it
+// is, holes included: every other length is that of a hole.
+func (f *fixture) sparse(blob int, lengths ...int) *chunkfmt.Node {
+	b := &f.blobs[blob]
+	ref := chunkfmt.GroupRef{Blob: uint32(blob), Group: uint32(len(b.Groups))}
+	g := chunkfmt.Group{Offset: b.Size, Stored: 1, Segments: []chunkfmt.Segment{}}
+	var plain []byte
+	var chunks []uint32
+	dev := f.devices[blob]
+	for i, n := range lengths {
+		if i%2 == 1 {
+			chunks = append(chunks, f.hole(uint32(n)))
+			dev = append(dev, make([]byte, n)...)
+			continue
+		}
+		plain = append(plain, f.random(512)...)
+		data := f.random(n)
+		at := uint32(len(plain))
+		g.Segments = append(g.Segments, chunkfmt.Segment{Offset: at, Length: uint32(n), Device: int64(len(dev))})
+		chunks = append(chunks, uint32(len(f.chunks)))
+		f.chunks = append(f.chunks, chunkfmt.Chunk{
+			Blob: ref.Blob, Group: ref.Group, Offset: at, Length: uint32(n), Digest: chunkfmt.Sum(data),
+		})
+		plain = append(plain, data...)
+		dev = append(dev, data...)
+	}
+	g.Plain = uint32(len(plain))
+	f.plains[ref] = plain
+	b.Groups = append(b.Groups, g)
+	b.Size++
+	f.devices[blob] = append(dev, make([]byte, -len(dev)&(block-1))...)
+	b.DeviceSize = int64(len(f.devices[blob]))
+	return f.file(chunks...)
 }
 
 // file is a node of the given chunks.
@@ -105,15 +146,14 @@ func (f *fixture) tree() *chunkfmt.Tree {
 
 // read is what Export reads groups with. It fails the test when a group is read
 // twice.
-func (f *fixture) read(t *chunkfmt.Tree) func(context.Context, chunkfmt.GroupRef) ([]byte, error) {
+func (f *fixture) read() func(context.Context, chunkfmt.GroupRef) ([]byte, error) {
 	seen := map[chunkfmt.GroupRef]bool{}
 	return func(_ context.Context, r chunkfmt.GroupRef) ([]byte, error) {
 		if seen[r] {
 			return nil, fmt.Errorf("group %v is read twice", r)
 		}
 		seen[r] = true
-		g := t.Group(r)
-		return bytes.Clone(f.devices[r.Blob][g.Device : g.Device+int64(g.Plain)]), nil
+		return bytes.Clone(f.plains[r]), nil
 	}
 }
 
@@ -149,20 +189,23 @@ const acl = "\x02\x00\x00\x00" +
 // capability is a file's cap_net_raw+ep.
 const capability = "\x01\x00\x00\x02" + "\x00\x20\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00" + "\x00\x00\x00\x00"
 
-// trees are what is written, read and mounted by the tests.
-var trees = []struct {
+type testTree struct {
 	name string
 	make func(f *fixture)
-}{
+}
+
+// trees are what is written, read and mounted by the tests.
+var trees = []testTree{
 	{"empty", func(*fixture) {}},
 	{"kinds", kinds},
 	{"names", names},
 	{"directories", directories},
 	{"contents", contents},
+	{"holes amid pages", holesAmidPages},
 	{"inline tails", inlineTails},
 	{"xattrs", manyXattrs},
 	{"devices", manyDevices},
-	{"deep", deep},
+	{"deep", func(f *fixture) { deep(f, 200) }},
 	{"links", manyLinks},
 }
 
@@ -260,6 +303,21 @@ func contents(f *fixture) {
 	}
 }
 
+func holesAmidPages(f *fixture) {
+	b, c := f.blob(), f.blob()
+	f.put("hole", f.sparse(b, 5000, 10000, 5000))
+	f.put("short hole", f.sparse(b, 5000, 100, 5000))
+	f.put("holes in a page", f.sparse(b, 10, 10, 10, 10, 10, 10, 10, 10, 10))
+	f.put("hole to the end of a page", f.sparse(b, 100, block-100, 100, 2*block-100, 100))
+	f.put("hole at the end", f.sparse(b, 5000, 5000))
+	f.put("long hole at the end", f.sparse(b, 5000, 50000))
+	n := f.sparse(c, 3*block+7, 3*block, 1, 2*block)
+	f.put("other device", n)
+	f.put("part of another", f.file(n.Chunks[0], n.Chunks[1]))
+	// Its first page begins in a hole.
+	f.put("behind a hole", f.file(f.hole(4*block), f.hole(7), n.Chunks[2]))
+}
+
 func inlineTails(f *fixture) {
 	for n := 1; n <= block; n++ {
 		f.put(fmt.Sprintf("%d/%d", n/100, n), inline(string(f.random(n))))
@@ -322,8 +380,8 @@ func manyDevices(f *fixture) {
 	f.put("all", f.file(all...))
 }
 
-func deep(f *fixture) {
-	f.put(strings.Repeat("d/", 1000)+"f", inline("deep"))
+func deep(f *fixture, levels int) {
+	f.put(strings.Repeat("d/", levels)+"f", inline("deep"))
 }
 
 func manyLinks(f *fixture) {

@@ -58,8 +58,8 @@ func newPlan(t *chunkfmt.Tree, m *chunkMap, o Options) (*plan, error) {
 		p.sets[i] = encodeXattrs(set)
 	}
 	for i := range t.Inodes {
-		if err := p.add(uint32(i)); err != nil { //nolint:gosec // inodes are numbered in 32 bits
-			return nil, fmt.Errorf("write /%s to an EROFS image: %w", pathOf(t, uint32(i)), err) //nolint:gosec // as above
+		if err := p.add(uint32(i)); err != nil {
+			return nil, fmt.Errorf("write /%s to an EROFS image: %w", pathOf(t, uint32(i)), err)
 		}
 	}
 	return p, p.numberDevices()
@@ -118,37 +118,45 @@ func (p *plan) examine(i uint32) error {
 func (p *plan) measure(i uint32) error {
 	n := &p.t.Inodes[i]
 	form := min(bits.Len64(uint64(n.Size-1)>>blockBits), maxChunkBits) //nolint:gosec // has chunks, so it is not empty
-	var count, end int64
+	var count int64
 	var first extent
-	for x := p.m.extents(n); ; count++ {
-		e := x.next()
-		if e.length == 0 {
-			break
-		}
-		if err := p.m.check(&e); err != nil {
-			return err
-		}
+	x := p.m.extents(n)
+	for e := x.next(); e.length > 0; e = x.next() {
 		if count == 0 {
 			first = e
 		} else {
-			form = min(form, bits.TrailingZeros64(uint64(e.off))-blockBits) //nolint:gosec // checked
+			form = min(form, bits.TrailingZeros64(uint64(e.off))-blockBits) //nolint:gosec // not negative
 		}
-		if count*chunkEntrySize > p.maxBytes {
+		if count++; count*chunkEntrySize > p.maxBytes {
 			return p.tooLarge()
 		}
-		if e.blob != chunkfmt.Hole && !p.m.primary {
-			p.slots[e.blob] = 1
+		if err := p.use(&e); err != nil {
+			return err
 		}
-		end = e.off + e.length
 	}
-	if end != n.Size {
-		return fmt.Errorf("chunks of %d bytes make up a file of %d", end, n.Size)
+	switch {
+	case x.err != nil:
+		return x.err
+	case x.off != n.Size:
+		return fmt.Errorf("chunks of %d bytes make up a file of %d", x.off, n.Size)
 	}
 	p.forms[i] = uint8(form) //nolint:gosec // at most maxChunkBits
 	if p.m.primary && count == 1 && first.blob != chunkfmt.Hole {
 		p.forms[i] = contiguous
 	} else {
 		p.chunked = true
+	}
+	return nil
+}
+
+// use marks the device that an extent needs.
+func (p *plan) use(e *extent) error {
+	if p.m.primary || e.blob == chunkfmt.Hole {
+		return nil
+	}
+	p.slots[e.blob] = 1
+	if b := &p.t.Blobs[e.blob]; e.at+e.length > b.DeviceSize {
+		return fmt.Errorf("the content at byte %d lies beyond the %d bytes of device %s", e.off, b.DeviceSize, b.Digest)
 	}
 	return nil
 }
@@ -166,8 +174,8 @@ func (p *plan) numberDevices() error {
 		if len(p.devices) == maxDevices {
 			return fmt.Errorf("write an EROFS image: files lie in more than %d blobs", maxDevices)
 		}
-		p.devices = append(p.devices, uint32(i)) //nolint:gosec // blobs are numbered in 32 bits
-		p.slots[i] = uint16(len(p.devices))      //nolint:gosec // at most maxDevices
+		p.devices = append(p.devices, uint32(i))
+		p.slots[i] = uint16(len(p.devices)) //nolint:gosec // at most maxDevices
 	}
 	return nil
 }

@@ -9,6 +9,10 @@ import (
 	"github.com/damselfly-io/damselfly/chunkfmt"
 )
 
+// ErrUnmappable is wrapped by errors about content that no page can be mapped
+// to: it is on no device, or a page of a file is not in one page of a device.
+var ErrUnmappable = errors.New("content cannot be mapped")
+
 // ErrTooLarge is wrapped by errors about a tree whose metadata would exceed
 // Options.MaxBytes. Small trees can have large metadata: a sparse file of 1 TB
 // with one odd block takes 2 GiB.
@@ -73,15 +77,15 @@ func (im *Image) MountOptions(path func(blob uint32) string) []string {
 // Write writes the image of a merged tree whose files lie on devices. The
 // devices of blobs that no file needs are left out.
 //
-// Errors say which path they are about, and are those of w or wrap ErrTooLarge
-// or are about content that cannot be mapped.
+// Errors are those of w or say which path they are about; see ErrUnmappable and
+// ErrTooLarge.
 func Write(w io.Writer, t *chunkfmt.Tree, o Options) (*Image, error) {
 	p, err := newPlan(t, mapDevices(t), o)
 	if err != nil {
 		return nil, err
 	}
 	s := newSink(w)
-	p.metadata(s)
+	p.metadata(s, p.dataBlock())
 	if err := s.flush(); err != nil {
 		return nil, fmt.Errorf("write an EROFS image: %w", err)
 	}
@@ -92,9 +96,10 @@ func (p *plan) image(s *sink) *Image {
 	return &Image{Size: s.pos(), Meta: p.dataBlock() * blockSize, Devices: p.devices, Dropped: p.dropped}
 }
 
-// metadata writes everything but the content of an export.
-func (p *plan) metadata(s *sink) {
-	p.header(s, p.dataBlock())
+// metadata writes everything but the content of an export. blocks is the number
+// that the image will have with it.
+func (p *plan) metadata(s *sink, blocks int64) {
+	p.header(s, blocks)
 	base := p.metaBlock() * blockSize
 	block := p.spillBlock()
 	for i := range p.nids {
@@ -102,7 +107,7 @@ func (p *plan) metadata(s *sink) {
 			return
 		}
 		s.pad(base + int64(p.nids[i])*inodeUnit)
-		block += p.inode(s, uint32(i), block) //nolint:gosec // inodes are numbered in 32 bits
+		block += p.inode(s, uint32(i), block)
 	}
 	s.pad(p.spillBlock() * blockSize)
 	for _, i := range p.spilled {

@@ -110,16 +110,30 @@ func TestWriteRefuses(t *testing.T) {
 		{"extent off the file's blocks", func(f *fixture) {
 			c := f.group(f.blob(), f.random(100), f.random(100))
 			f.put("a/b", f.file(c...))
-		}, "write /a/b to an EROFS image: a new extent begins at byte 100"},
+		}, "write /a/b to an EROFS image: content cannot be mapped: what is at byte 100 of the file is at byte 4096"},
 		{"extent off the device's blocks", func(f *fixture) {
 			c := f.group(f.blob(), f.random(block+1))
 			f.chunks[c[0]].Offset, f.chunks[c[0]].Length = 1, block
 			f.put("a", f.file(c...))
-		}, "byte 1 of device"},
+		}, "byte 1 of its device"},
 		{"repeated short chunk", func(f *fixture) {
 			c := f.group(f.blob(), f.random(100))
 			f.put("a", f.file(c[0], c[0]))
-		}, "byte 100 of the file"},
+		}, "byte 100 of the file is at byte 0"},
+		{"page in two places", func(f *fixture) {
+			a, b := f.sparse(f.blob(), 100, 3996), f.sparse(f.blob(), 50, 50, 100)
+			f.put("a", f.file(a.Chunks[0], b.Chunks[2]))
+		}, "the page at byte 0 has content in two places"},
+		{"hole over content", func(f *fixture) {
+			n := f.sparse(f.blob(), 100, 0, 100)
+			f.put("b", f.file(n.Chunks[0], n.Chunks[2]))
+			f.put("a", f.file(n.Chunks[0], f.hole(1000)))
+		}, "a hole beside byte 0"},
+		{"hole over content before", func(f *fixture) {
+			n := f.sparse(f.blob(), 100, 0, 100)
+			f.put("b", f.file(n.Chunks[0], n.Chunks[2]))
+			f.put("a", f.file(f.hole(100), n.Chunks[2]))
+		}, "a hole beside byte 100"},
 		{"external blob", func(f *fixture) {
 			c := f.group(f.blob(), f.random(100))
 			f.blobs[0].External, f.blobs[0].Groups = true, nil
@@ -152,7 +166,7 @@ func TestWriteRefuses(t *testing.T) {
 				chunks[i] = h
 			}
 			f.put("a", f.file(chunks...))
-		}, "beyond"},
+		}, "the file has more than"},
 		{"major number", func(f *fixture) { f.put("a", device(chunkfmt.CharDevice, 4096, 0)) }, "device number 4096:0"},
 		{"minor number", func(f *fixture) { f.put("a", device(chunkfmt.BlockDevice, 0, 1<<20)) }, "device number 0:1048576"},
 		{"whiteout", func(f *fixture) { f.put("a", &chunkfmt.Node{Kind: chunkfmt.Whiteout}) }, "must be merged"},
