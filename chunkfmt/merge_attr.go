@@ -67,11 +67,11 @@ func (a *attrTable) intern(attr Attr) uint32 {
 	if ok {
 		return place
 	}
-	place = uint32(len(a.m.out.Attrs))
+	place = u32(len(a.m.out.Attrs))
 	a.attrs[attr] = place
 	set := attr.Xattrs
 	if set != 0 && a.places[set] == 0 {
-		a.places[set] = uint32(len(a.m.out.Xattrs))
+		a.places[set] = u32(len(a.m.out.Xattrs))
 		a.m.out.Xattrs = append(a.m.out.Xattrs, a.sets[set])
 	}
 	attr.Xattrs = a.places[set]
@@ -128,7 +128,7 @@ func (a *attrTable) number(set []Xattr) uint32 {
 	key := a.digest(set)
 	n, ok := a.numbers[key]
 	if !ok {
-		n = uint32(len(a.sets))
+		n = u32(len(a.sets))
 		a.numbers[key] = n
 		a.sets = append(a.sets, set)
 		a.places = append(a.places, 0)
@@ -216,7 +216,7 @@ func (a *attrTable) target(layer *mergeLayer, inode uint32) uint32 {
 		s := layer.Target(inode)
 		place, ok := a.targets[s]
 		if !ok {
-			place = uint32(len(a.m.out.Targets))
+			place = u32(len(a.m.out.Targets))
 			a.targets[s] = place
 			a.m.out.Targets = append(a.m.out.Targets, s)
 		}

@@ -74,14 +74,14 @@ func (m *merger) placeChunks() error {
 	m.findUses()
 	var holes mergedBlob
 	for i := range m.layers {
-		m.splitByBlob(uint32(i), &holes)
+		m.splitByBlob(u32(i), &holes)
 	}
 	if err := m.placeRanges(holes.parts, Hole); err != nil {
 		return err
 	}
 	for _, b := range m.blobs.order {
 		before := len(m.out.Chunks)
-		if err := m.placeRanges(b.parts, uint32(len(m.out.Blobs))); err != nil {
+		if err := m.placeRanges(b.parts, u32(len(m.out.Blobs))); err != nil {
 			return fmt.Errorf("blob %s: %w", b.Digest, err)
 		}
 		if len(m.out.Chunks) > before {
@@ -148,7 +148,7 @@ func (m *merger) splitByBlob(number uint32, holes *mergedBlob) {
 		if blob != Hole {
 			to = layer.blobs[blob]
 		}
-		to.parts = append(to.parts, chunkRange{number, uint32(first), uint32(last)})
+		to.parts = append(to.parts, chunkRange{number, u32(first), u32(last)})
 		first = last
 	}
 }
@@ -184,7 +184,7 @@ func (m *merger) placeRanges(parts []chunkRange, blob uint32) error {
 			return fmt.Errorf("%w: layer %d: another layer has another chunk at byte %d of group %d",
 				ErrInvalid, r.layer, c.Offset, c.Group)
 		}
-		layer.chunks.place[r.chunk] = uint32(len(m.out.Chunks) - 1)
+		layer.chunks.place[r.chunk] = u32(len(m.out.Chunks) - 1)
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ package chunkfmt
 func (m *merger) placeEntries() {
 	root := m.number(inodeRef{}, 0)
 	for i := len(m.layers) - 1; i >= 0; i-- {
-		m.group = append(m.group, inodeRef{layer: uint32(i)})
+		m.group = append(m.group, inodeRef{layer: u32(i)})
 	}
 	m.addDir(root, m.group)
 	for at := 0; at < len(m.dirs); at++ {
@@ -14,14 +14,14 @@ func (m *merger) placeEntries() {
 		first := len(m.out.Entries)
 		m.placeChildren(d)
 		n := &m.out.Inodes[d.inode]
-		n.First = uint32(first)
-		n.Count = uint32(len(m.out.Entries) - first)
+		n.First = u32(first)
+		n.Count = u32(len(m.out.Entries) - first)
 	}
 }
 
 // number makes an inode of the merged tree.
 func (m *merger) number(from inodeRef, parent uint32) uint32 {
-	n := uint32(len(m.out.Inodes))
+	n := u32(len(m.out.Inodes))
 	m.out.Inodes = append(m.out.Inodes, Inode{Parent: parent})
 	m.sources = append(m.sources, from)
 	return n
@@ -30,7 +30,7 @@ func (m *merger) number(from inodeRef, parent uint32) uint32 {
 // addDir makes a directory of the layers' inodes of one path, from top to
 // bottom.
 func (m *merger) addDir(inode uint32, group []inodeRef) {
-	d := mergedDir{inode: inode, first: uint32(len(m.parts))}
+	d := mergedDir{inode: inode, first: u32(len(m.parts))}
 	for _, p := range group {
 		a := m.layers[p.layer].Attr(p.inode)
 		if a.Kind != Dir {
@@ -38,13 +38,13 @@ func (m *merger) addDir(inode uint32, group []inodeRef) {
 		}
 		m.parts = append(m.parts, p)
 		if a.Flags&Opaque != 0 && d.opaque == 0 {
-			d.opaque = uint32(len(m.parts))
+			d.opaque = u32(len(m.parts))
 		}
 		if a.Flags&Replaced != 0 {
 			break
 		}
 	}
-	d.last = uint32(len(m.parts))
+	d.last = u32(len(m.parts))
 	if d.opaque == 0 {
 		d.opaque = d.last
 	}
@@ -153,3 +153,6 @@ func (h cursorHeap) sink(i int) {
 		i = child
 	}
 }
+
+// u32 is for numbers of layers and places in tables, which newMerger bounds.
+func u32(n int) uint32 { return uint32(n) } //nolint:gosec // as said

@@ -20,7 +20,7 @@ func (m *merger) fill() error {
 	dirs := m.dirs
 	for i := range m.out.Inodes {
 		n := &m.out.Inodes[i]
-		if len(dirs) > 0 && dirs[0].inode == uint32(i) {
+		if len(dirs) > 0 && dirs[0].inode == u32(i) {
 			if err := m.attrs.ofDir(n, m.parts[dirs[0].first:dirs[0].last]); err != nil {
 				return err
 			}
@@ -49,14 +49,14 @@ func (m *merger) fillInode(to *Inode, from inodeRef) {
 	case File:
 		if n.Count == 0 && n.Size != 0 {
 			data, _ := layer.InlineData(from.inode)
-			to.First = uint32(len(m.out.Inline))
+			to.First = u32(len(m.out.Inline))
 			m.out.Inline = append(m.out.Inline, data...)
 			return
 		}
 		if n.Count != 0 {
-			to.First = uint32(len(m.out.Runs))
+			to.First = u32(len(m.out.Runs))
 			m.placeRuns(layer, layer.Runs[n.First:n.First+n.Count])
-			to.Count = uint32(len(m.out.Runs)) - to.First
+			to.Count = u32(len(m.out.Runs)) - to.First
 		}
 	case Symlink:
 		to.First = m.attrs.target(layer, from.inode)
@@ -75,7 +75,7 @@ func (m *merger) placeRuns(layer *mergeLayer, runs []Run) {
 		for at, end := r.Chunk, r.end(); at < end; {
 			n := end - at
 			if breaks[end-1] != breaks[at] {
-				n = uint32(sort.Search(int(n), func(i int) bool { return breaks[at+uint32(i)] != breaks[at] }))
+				n = u32(sort.Search(int(n), func(i int) bool { return breaks[at+u32(i)] != breaks[at] }))
 			}
 			m.out.Runs = extendRun(m.out.Runs, first, Run{Chunk: place[at], Count: n})
 			at += n

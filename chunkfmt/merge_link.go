@@ -45,7 +45,7 @@ func (m *merger) resolveLinks() error {
 			l.targets, l.given = map[inodeRef]inodeRef{}, map[inodeRef]linkAttr{}
 		}
 		for j := range layer.Inodes {
-			link := inodeRef{uint32(i), uint32(j)}
+			link := inodeRef{u32(i), u32(j)}
 			if layer.Kind(link.inode) != LinkOut {
 				continue
 			}
@@ -140,7 +140,7 @@ func (l *linkTable) lookup(top int, name string) (inodeRef, bool, error) {
 func (l *linkTable) root(top int) []inodeRef {
 	var dir []inodeRef
 	for i := top - 1; i >= 0; i-- {
-		dir = append(dir, inodeRef{layer: uint32(i)})
+		dir = append(dir, inodeRef{layer: u32(i)})
 		if l.layers[i].Attr(0).Flags&(Opaque|Replaced) != 0 {
 			break
 		}

@@ -25,9 +25,9 @@ func Hash(t *chunkfmt.Tree) *Tree {
 		}
 	}
 	// A directory's number is below those of its child directories.
-	for i := len(t.Inodes) - 1; i >= 0; i-- {
-		if h.Kind(uint32(i)) == chunkfmt.Dir {
-			h.setDigest(uint32(i))
+	for i := range slices.Backward(t.Inodes) {
+		if at := uint32(i); h.Kind(at) == chunkfmt.Dir { //nolint:gosec // numbers of inodes have 32 bits
+			h.setDigest(at)
 		}
 	}
 	return m
