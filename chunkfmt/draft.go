@@ -151,16 +151,16 @@ func (d *Draft) link(name, target string) (*Node, error) {
 		return nil, fmt.Errorf("%w: the root is a hard link", ErrInvalid)
 	}
 	dir.set(base, &Node{Kind: Whiteout})
-	n, below := d.find(clean)
+	n, at, below := d.find(clean)
 	switch {
 	case n != nil && n.Kind == Dir:
 		return nil, fmt.Errorf("%w: %s is a hard link to the directory %q", ErrInvalid, name, target)
 	case n == nil && !below:
 		return nil, fmt.Errorf("%w: %s is a hard link to %q, which this layer removes or replaces", ErrInvalid, name, target)
 	case n == nil:
-		if n = d.links[clean]; n == nil {
-			n = &Node{Kind: LinkOut, Target: clean}
-			d.links[clean] = n
+		if n = d.links[at]; n == nil {
+			n = &Node{Kind: LinkOut, Target: at}
+			d.links[at] = n
 		}
 	}
 	dir.set(base, n)
@@ -204,26 +204,30 @@ func (d *Draft) Find(name string) *Node {
 	if err != nil {
 		return nil
 	}
-	n, _ := d.find(clean)
+	n, _, _ := d.find(clean)
 	return n
 }
 
-// find returns the node at a clean path, or whether a layer below may have one
-// there. It makes no parents, which place would.
-func (d *Draft) find(clean string) (n *Node, below bool) {
+// find returns the node at a clean path, or else where layers below may have
+// it: a path that leads through no symbolic link of this layer. It makes no
+// parents, which place would.
+func (d *Draft) find(clean string) (n *Node, at string, below bool) {
 	if clean == "" {
-		return d.root, false
+		return d.root, "", false
 	}
 	parent, base := path.Split(clean)
-	dir, below, err := d.walk(strings.TrimSuffix(parent, "/"), false)
-	if err != nil || dir == nil {
-		return nil, below
+	w, err := d.walk(strings.TrimSuffix(parent, "/"), false)
+	if err != nil {
+		return nil, "", false
 	}
-	n = dir.children[base]
-	if n != nil && n.Kind == Whiteout {
-		return nil, false
+	at = path.Join(w.path, base)
+	if w.dir == nil {
+		return nil, at, w.below
 	}
-	return n, below
+	if n = w.dir.children[base]; n != nil && n.Kind == Whiteout {
+		return nil, at, false
+	}
+	return n, at, w.below
 }
 
 // place returns the directory of a path, which it makes, and the last name;
@@ -246,49 +250,62 @@ func (d *Draft) dir(name string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, _, err := d.walk(clean, true)
-	return n, err
+	w, err := d.walk(clean, true)
+	return w.dir, err
 }
 
-// walk follows a clean path to a directory. Without create it returns nil for
-// one that does not exist. below tells whether layers below may have what is
-// not found there.
-func (d *Draft) walk(clean string, create bool) (n *Node, below bool, err error) {
-	at, done, below := d.root, "", d.root.flags&(Opaque|Replaced) == 0
+// walked is where a path has led.
+type walked struct {
+	dir  *Node // nil if it does not exist
+	path string
+	// below tells whether layers below may have what is not found there.
+	below bool
+}
+
+func (d *Draft) start() walked { return walked{d.root, "", d.root.showsBelow()} }
+
+// walk follows a clean path to a directory, which create makes if it does not
+// exist.
+func (d *Draft) walk(clean string, create bool) (walked, error) {
+	at := d.start()
 	for links := 0; clean != ""; {
 		var first string
 		first, clean, _ = strings.Cut(clean, "/")
-		next := at.children[first]
+		next := at.dir.children[first]
 		if next != nil && next.Kind == Symlink {
 			if links++; links > maxFollowed {
-				return nil, false, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(done, first))
+				return walked{}, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(at.path, first))
 			}
-			target := next.Target
-			if !path.IsAbs(target) {
-				target = path.Join(done, target)
+			var err error
+			if clean, err = joinTarget(at.path, next.Target, clean); err != nil {
+				return walked{}, err
 			}
-			clean = strings.TrimPrefix(path.Clean("/"+path.Join(target, clean)), "/")
-			at, done, below = d.root, "", d.root.flags&(Opaque|Replaced) == 0
+			at = d.start()
 			continue
 		}
+		full := path.Join(at.path, first)
 		if next == nil || next.Kind == Whiteout {
 			if !create {
-				return nil, below && next == nil, nil
+				return walked{nil, path.Join(full, clean), at.below && next == nil}, nil
 			}
 			made := impliedDir()
 			if next != nil {
 				made.replace()
 			}
-			at.set(first, made)
+			at.dir.set(first, made)
 			next = made
 		}
 		if next.Kind != Dir {
-			return nil, false, fmt.Errorf("%w: %s is no directory", ErrInvalid, path.Join(done, first))
+			return walked{}, fmt.Errorf("%w: %s is no directory", ErrInvalid, full)
 		}
-		at, done, below = next, path.Join(done, first), below && next.flags&(Opaque|Replaced) == 0
+		at = walked{next, full, at.below && next.showsBelow()}
 	}
-	return at, below, nil
+	return at, nil
 }
+
+// showsBelow reports a directory in which layers below are seen, unless they
+// are hidden further up.
+func (n *Node) showsBelow() bool { return n.flags&(Opaque|Replaced) == 0 }
 
 func (n *Node) set(name string, child *Node) {
 	if n.children == nil {

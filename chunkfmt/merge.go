@@ -1,9 +1,6 @@
 package chunkfmt
 
-import (
-	"fmt"
-	"math"
-)
+import "math"
 
 // Merge returns the tree that layers make together, the lowest first: what a
 // directory holds after each layer was unpacked into it in turn. FORMAT.md,
@@ -20,6 +17,10 @@ func Merge(layers ...*Tree) (*Tree, error) {
 		if t, ok := settled(layers[0]); ok {
 			return t, nil
 		}
+	}
+	layers, err := graft(layers)
+	if err != nil {
+		return nil, err
 	}
 	m, err := newMerger(layers)
 	if err != nil {
@@ -85,7 +86,7 @@ type mergedDir struct{ inode, first, opaque, last uint32 }
 
 func newMerger(layers []*Tree) (*merger, error) {
 	m := &merger{layers: make([]mergeLayer, len(layers))}
-	var inodes, entries, inline uint64
+	var inodes, entries, chunks, inline uint64
 	for i, t := range layers {
 		m.layers[i] = mergeLayer{
 			Tree:    t,
@@ -96,11 +97,12 @@ func newMerger(layers []*Tree) (*merger, error) {
 		}
 		inodes += uint64(len(t.Inodes))
 		entries += uint64(len(t.Entries))
+		chunks += uint64(len(t.Chunks))
 		inline += uint64(len(t.Inline))
 	}
-	if max(inodes, entries, inline) >= math.MaxUint32 {
-		return nil, fmt.Errorf("%w: %d layers have %d inodes, %d entries and %d inline bytes together",
-			ErrInvalid, len(layers), inodes, entries, inline)
+	if max(inodes, entries, chunks, inline) >= math.MaxUint32 {
+		return nil, invalid("%d layers have %d inodes, %d entries, %d chunks and %d inline bytes together",
+			len(layers), inodes, entries, chunks, inline)
 	}
 	m.out = &Tree{
 		Inodes:  make([]Inode, 0, max(inodes, 1)),
@@ -161,7 +163,7 @@ func withoutFlags(t *Tree) (*Tree, bool) {
 			a.Flags = 0
 			place, ok := known[a]
 			if !ok {
-				place = uint32(len(out.Attrs))
+				place = u32(len(out.Attrs))
 				known[a] = place
 				out.Attrs = append(out.Attrs, a)
 			}

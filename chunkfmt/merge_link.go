@@ -104,8 +104,8 @@ func (l *linkTable) find(link inodeRef) (inodeRef, error) {
 func (l *linkTable) lookup(top int, name string) (inodeRef, bool, error) {
 	dir, done := l.root(top), ""
 	for links := 0; name != ""; {
-		if l.steps++; l.steps > maxLinkSteps {
-			return inodeRef{}, false, invalid("the layers' hard links lead through too many directories")
+		if err := l.step(); err != nil {
+			return inodeRef{}, false, err
 		}
 		first, rest, more := strings.Cut(name, "/")
 		parts := l.child(dir, first)
@@ -126,11 +126,10 @@ func (l *linkTable) lookup(top int, name string) (inodeRef, bool, error) {
 		if links++; links > maxFollowed {
 			return inodeRef{}, false, invalid("too many symbolic links at %s", path.Join(done, first))
 		}
-		target := l.layers[at.layer].Target(at.inode)
-		if !path.IsAbs(target) {
-			target = path.Join(done, target)
+		var err error
+		if name, err = joinTarget(done, l.layers[at.layer].Target(at.inode), rest); err != nil {
+			return inodeRef{}, false, err
 		}
-		name = strings.TrimPrefix(path.Clean("/"+path.Join(target, rest)), "/")
 		dir, done = l.root(top), ""
 	}
 	return inodeRef{}, len(dir) > 0, nil // the root directory

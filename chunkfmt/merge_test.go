@@ -202,12 +202,12 @@ func TestMerge(t *testing.T) {
 			[]string{"d symlink -> x"},
 		},
 		"directory over file": {
-			layers{{putFile("d", "1")}, {putFile("d/f", "2")}},
-			[]string{"d dir 755@0 uid=0", `d/f file "2"`},
+			layers{{putFile("d", "1")}, {putDir("d", 0o700), putFile("d/f", "2")}},
+			[]string{"d dir 700@448 uid=7", `d/f file "2"`},
 		},
 		"directory over symbolic link to a directory": {
-			layers{{putFile("usr/lib/a", "1"), put("lib", *symlink("usr/lib"))}, {putFile("lib/b", "2")}},
-			[]string{"lib dir 755@0 uid=0", `lib/b file "2"`, "usr dir 755@0 uid=0", "usr/lib dir 755@0 uid=0", `usr/lib/a file "1"`},
+			layers{{putFile("usr/lib/a", "1"), put("lib", *symlink("usr/lib"))}, {putDir("lib", 0o700), putFile("lib/b", "2")}},
+			[]string{"lib dir 700@448 uid=7", `lib/b file "2"`, "usr dir 755@0 uid=0", "usr/lib dir 755@0 uid=0", `usr/lib/a file "1"`},
 		},
 		"names of an inode go one by one": {
 			layers{
