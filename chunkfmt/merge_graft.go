@@ -61,7 +61,7 @@ func graft(layers []*Tree) ([]*Tree, error) {
 func (l *linkTable) know(layer int) {
 	t := l.layers[layer].Tree
 	for i := range t.Inodes {
-		ref := inodeRef{uint32(layer), uint32(i)}
+		ref := inodeRef{u32(layer), u32(i)}
 		if t.Kind(ref.inode) != LinkOut {
 			continue
 		}
@@ -77,7 +77,7 @@ func hasImplied(t *Tree) bool {
 		return false
 	}
 	for i := 1; i < len(t.Inodes); i++ {
-		if t.Attr(uint32(i)).Flags&(Implied|Replaced) == Implied {
+		if t.Attr(u32(i)).Flags&(Implied|Replaced) == Implied {
 			return true
 		}
 	}
@@ -125,7 +125,9 @@ func (g *grafter) layerTree(t *Tree) (*Tree, error) {
 			continue // now with nodes to move
 		}
 		if len(g.moves) == 0 {
-			return g.write(root), nil
+			out := g.write(root)
+			// Paths have become longer.
+			return out, (&validator{Tree: out}).checkNames()
 		}
 		for _, m := range g.moves {
 			if err := g.move(root, m); err != nil {
@@ -342,7 +344,7 @@ func (g *grafter) write(root *graftNode) *Tree {
 	out.Inodes, out.Entries, out.Attrs = nil, nil, slices.Clone(g.tree.Attrs)
 	w := graftWriter{from: g.tree, out: &out, attrs: map[Attr]uint32{}, numbers: make([]uint32, len(g.tree.Inodes))}
 	for i, a := range out.Attrs {
-		w.attrs[a] = uint32(i)
+		w.attrs[a] = u32(i)
 	}
 	w.add(root, 0)
 	out.Inodes[0].Nlink = 2
@@ -371,11 +373,11 @@ func (w *graftWriter) add(n *graftNode, parent uint32) uint32 {
 		inode = w.from.Inodes[n.inode]
 	}
 	inode.Nlink, inode.Parent = 0, parent
-	number := uint32(len(w.out.Inodes))
+	number := u32(len(w.out.Inodes))
 	if n.kind == Dir {
 		at, ok := w.attrs[n.attr]
 		if !ok {
-			at = uint32(len(w.out.Attrs))
+			at = u32(len(w.out.Attrs))
 			w.attrs[n.attr] = at
 			w.out.Attrs = append(w.out.Attrs, n.attr)
 		}
@@ -389,7 +391,7 @@ func (w *graftWriter) add(n *graftNode, parent uint32) uint32 {
 
 // children writes the entries of a directory.
 func (w *graftWriter) children(dir *graftNode, inode uint32) {
-	first := uint32(len(w.out.Entries))
+	first := u32(len(w.out.Entries))
 	for _, name := range slices.Sorted(maps.Keys(dir.children)) {
 		n := dir.children[name]
 		number := uint32(0)
@@ -408,5 +410,5 @@ func (w *graftWriter) children(dir *graftNode, inode uint32) {
 		w.out.Entries = append(w.out.Entries, Entry{name, number})
 	}
 	w.out.Inodes[inode].First = first
-	w.out.Inodes[inode].Count = uint32(len(w.out.Entries)) - first
+	w.out.Inodes[inode].Count = u32(len(w.out.Entries)) - first
 }

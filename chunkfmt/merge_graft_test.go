@@ -59,8 +59,9 @@ func TestMergeFollowsSymlinks(t *testing.T) {
 }
 
 func TestMergeRefusesPaths(t *testing.T) {
+	long := strings.Repeat("d/", 1249) + "d"
 	base := func() []step {
-		return []step{putFile("f", "1"), put("s", *symlink("f")), put("loop", *symlink("loop")), putFile("d/x", ""), put("t", *symlink("d"))}
+		return []step{putFile(long+"/f", ""), put("deep", *symlink(long)), putFile("f", "1"), put("s", *symlink("f")), put("loop", *symlink("loop")), putFile("d/x", ""), put("t", *symlink("d"))}
 	}
 	for _, tt := range []struct {
 		step step
@@ -71,6 +72,7 @@ func TestMergeRefusesPaths(t *testing.T) {
 		{putFile("s/x", ""), "f is no directory"},
 		{putFile("loop/x", ""), "too many symbolic links"},
 		{putLink("t/x", "d/x"), "hard link to itself"},
+		{putFile("deep/"+long+"/x", ""), " has a path of "},
 	} {
 		_, err := chunkfmt.Merge(layer(t, base()...), layer(t, tt.step))
 		if !errors.Is(err, chunkfmt.ErrInvalid) || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "layer 1") {
