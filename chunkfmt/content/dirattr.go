@@ -175,7 +175,12 @@ func (x *object) xattrs() (map[string]string, error) {
 	all := map[string]string{}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(list), "\x00"), "\x00") {
 		value, err := grown(func(b []byte) (int, error) { return unix.Lgetxattr(p, name, b) })
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.EINVAL):
+			// A value that the kernel does not show: capabilities that are
+			// none, say.
+			value = []byte("unreadable: " + err.Error())
+		case err != nil:
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		all[name] = string(value)
