@@ -84,7 +84,7 @@ func files() []tarFile {
 		{Header: hdr("run/pipe", tar.TypeFifo, 0o600)},
 		{Header: with(hdr("usr/bin/ping", tar.TypeReg, 0o755), func(h *tar.Header) {
 			h.PAXRecords = map[string]string{
-				"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00",
+				"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00" + strings.Repeat("\x00", 12),
 				"SCHILY.xattr.user.empty":          "",
 			}
 		}), content: random(2, 4096)},
