@@ -263,7 +263,9 @@ type Group struct {
 	// Offset and Stored are place and length in bytes in the blob.
 	Offset int64
 	Stored uint32
-	// Plain is the length in decoded bytes; 0 of a Filler.
+	// Plain is the length in decoded bytes; 0 of a Filler. In an Unproven blob
+	// it is how many of them are used: what else the stored bytes decode to,
+	// such as padding and headers, is unknown, and readers stop before it.
 	Plain uint32
 	Codec Codec
 	// Digest of the stored bytes; zero in an Unproven blob.
