@@ -158,7 +158,7 @@ func (r *reader) longUvarint() uint64 {
 
 func (r *reader) varint() int64 {
 	v := r.uvarint()
-	return int64(v>>1) ^ -int64(v&1) //nolint:gosec // two's complement on purpose
+	return int64(v>>1) ^ -int64(v&1)
 }
 
 // below reads a number of at most limit.

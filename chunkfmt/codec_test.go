@@ -86,7 +86,7 @@ func TestDecodeRefusesEveryFlippedBit(t *testing.T) {
 }
 
 func TestDecodeObeysLimits(t *testing.T) {
-	x := randomIndex(t, 0, 1)
+	var x *Index
 	for seed := uint64(1); ; seed++ {
 		x = randomIndex(t, seed, 20)
 		if n := countsOf(&x.Tree); n.segments > 2 && n.holes > 0 && n.inline > 2 && n.blobs > 2 && n.xattrs > 1 {

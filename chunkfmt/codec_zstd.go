@@ -36,7 +36,7 @@ func decompress(frame []byte, size int64) ([]byte, error) {
 		return nil, err
 	}
 	// The output is also the window, so windows of any size cost nothing more.
-	limit := uint64(max(size, zstd.MinWindowSize)) //nolint:gosec // not negative
+	limit := uint64(max(size, zstd.MinWindowSize))
 	dec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1),
 		zstd.WithDecoderMaxMemory(limit),

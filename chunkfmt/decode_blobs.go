@@ -206,7 +206,7 @@ func (d *decoder) chunkGroups(r *reader, stored []Chunk) error {
 				r.fail("a chunk in group %d of blob %d, which has %d", group, blob, len(b.Groups))
 				return r.err
 			}
-			stored[i].Blob, stored[i].Group = uint32(blob), uint32(group) //nolint:gosec // bounded
+			stored[i].Blob, stored[i].Group = uint32(blob), uint32(group)
 		}
 		stored = stored[d.blobChunks[blob]:]
 	}

@@ -128,7 +128,7 @@ func (d *decoder) shapes(r *reader) error {
 			entries += uint64(n.Count)
 		case File:
 			if n.Count = uint32(r.atMost(d.n.runs - runs)); n.Count > 0 { //nolint:gosec // limits are below 2^32
-				n.First = uint32(runs) //nolint:gosec // limits are below 2^32
+				n.First = uint32(runs)
 				runs += uint64(n.Count)
 			}
 		case Symlink, LinkOut:
@@ -167,7 +167,7 @@ func (d *decoder) sizes(r *reader) error {
 		default:
 			size := r.atMost(d.n.inline - inline)
 			if n.Size = int64(size); size > 0 { //nolint:gosec // limits are below 2^63
-				n.First = uint32(inline) //nolint:gosec // Validate checks the sum
+				n.First = uint32(inline)
 				inline += size
 			}
 		}
@@ -235,7 +235,7 @@ func (d *decoder) references(r *reader) (uint32, error) {
 		if t.Attrs[n.Attr].Kind != Dir {
 			continue
 		}
-		if uint32(dir) >= next { //nolint:gosec // limits are below 2^32
+		if uint32(dir) >= next {
 			r.fail("directory %d has children before it has a name", dir)
 		}
 		for i := range t.Entries[n.First : n.First+n.Count] {
@@ -253,7 +253,7 @@ func (d *decoder) references(r *reader) (uint32, error) {
 			switch {
 			case back == 0:
 				next++
-				child.Parent = uint32(dir) //nolint:gosec // limits are below 2^32
+				child.Parent = uint32(dir)
 				if isDir {
 					child.Nlink = 1 // its own "."
 					n.Nlink++

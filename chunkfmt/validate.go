@@ -18,7 +18,7 @@ func (x *Index) Validate() error { return x.validate(true) }
 func (t *Tree) ValidateMerged() error { return t.validate(false) }
 
 func (t *Tree) validate(layer bool) error {
-	v := &validator{Tree: t, layer: layer}
+	v := &validator{Tree: t, layer: layer, spans: map[uint32][]span{}}
 	for _, check := range []func() error{
 		v.lengths,
 		v.checkXattrs,
@@ -47,6 +47,9 @@ type validator struct {
 	devices []int64
 	// used marks the chunks that files have.
 	used []bool
+	// spans has what is taken in the devices of the blobs where it was asked
+	// for.
+	spans map[uint32][]span
 }
 
 // nowhere is the place of holes and of chunks in External blobs.

@@ -1,5 +1,7 @@
 package chunkfmt
 
+import "sort"
+
 // contents checks the content of files, in the order of their inodes.
 type contents struct {
 	*validator
@@ -57,13 +59,21 @@ func joins(a, b *Run) bool {
 type mapping struct {
 	*contents
 	offset int64 // in the file
-	// Where the last page of the file so far lies: the blob, and how far the
-	// place in its device is from the place in the file. Not known when the
-	// page begins in a hole or an External blob.
-	blob  uint32
-	base  int64
-	known bool
+	// page says what the last page of the file so far lies in.
+	page pageKind
+	// blob is that of an external or a data page; base is, of a data page, how
+	// far the place in the device is from the place in the file.
+	blob uint32
+	base int64
 }
+
+type pageKind uint8
+
+const (
+	holePage pageKind = iota // so far
+	externalPage
+	dataPage
+)
 
 func (f *mapping) run(r *Run) error {
 	last := int64(r.Chunk)
@@ -100,28 +110,65 @@ func (f *mapping) chunk(i uint32) error {
 	if c.Blob == Hole {
 		return f.hole(int64(c.Length))
 	}
-	inside := f.offset%BlockSize != 0 // of a page that has begun before
+	page, base := dataPage, f.devices[i]-f.offset
 	if f.devices[i] == nowhere {
-		if inside && f.known {
-			return f.split(c)
-		}
-		f.known = false
-		return f.advance(int64(c.Length))
+		page, base = externalPage, 0
 	}
-	base := f.devices[i] - f.offset
-	if base%BlockSize != 0 || inside && f.known && (c.Blob != f.blob || base != f.base) {
-		return f.split(c)
+	if base%BlockSize != 0 || !f.fits(page, c.Blob, base) {
+		return invalid("at byte %d the chunk at %d of group %d of blob %d is where no page can be mapped",
+			f.offset, c.Offset, c.Group, c.Blob)
 	}
-	f.blob, f.base, f.known = c.Blob, base, true
+	f.page, f.blob, f.base = page, c.Blob, base
 	return f.advance(int64(c.Length))
 }
 
-// hole goes over n zeros.
+// fits reports that what comes next can be in one page with what the page at
+// f.offset has already.
+func (f *mapping) fits(page pageKind, blob uint32, base int64) bool {
+	begin := f.offset &^ (BlockSize - 1)
+	switch {
+	case begin == f.offset:
+		return true
+	case f.page != holePage:
+		return f.page == page && f.blob == blob && f.base == base
+	case page == dataPage:
+		return f.free(blob, begin+base, f.offset+base)
+	}
+	return true // what an external blob has in its device is not known
+}
+
+// hole goes over n zeros. Those in the page of data are mapped with it.
 func (f *mapping) hole(n int64) error {
-	if page := (f.offset + n) &^ (BlockSize - 1); page >= f.offset {
-		f.known = false // the last page begins in the hole
+	end := min(f.offset+n, alignUp(f.offset))
+	if f.page == dataPage && f.offset < end && !f.free(f.blob, f.offset+f.base, end+f.base) {
+		return invalid("at byte %d a hole is mapped to where other content is", f.offset)
+	}
+	if last := (f.offset + n) &^ (BlockSize - 1); last >= f.offset {
+		f.page = holePage
 	}
 	return f.advance(n)
+}
+
+// span is a part of a device that has content.
+type span struct{ begin, end int64 }
+
+// free reports that nothing lies in a part of a blob's device.
+func (v *validator) free(blob uint32, begin, end int64) bool {
+	spans, ok := v.spans[blob]
+	if !ok {
+		for i := range v.Blobs[blob].Groups {
+			g := &v.Blobs[blob].Groups[i]
+			if g.linear() {
+				spans = append(spans, span{g.Device, g.Device + int64(g.Plain)})
+			}
+			for _, s := range g.Segments {
+				spans = append(spans, span{s.Device, s.Device + int64(s.Length)})
+			}
+		}
+		v.spans[blob] = spans
+	}
+	i := sort.Search(len(spans), func(i int) bool { return spans[i].end > begin })
+	return i == len(spans) || spans[i].begin >= end
 }
 
 func (f *mapping) advance(n int64) error {
@@ -130,9 +177,4 @@ func (f *mapping) advance(n int64) error {
 		return invalid("the file has more than %d bytes", int64(MaxFileSize))
 	}
 	return nil
-}
-
-func (f *mapping) split(c *Chunk) error {
-	return invalid("at byte %d the chunk at %d of group %d of blob %d is where no page can be mapped",
-		f.offset, c.Offset, c.Group, c.Blob)
 }

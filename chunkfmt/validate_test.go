@@ -185,6 +185,24 @@ var breakages = map[string]breakage{
 		x.Blobs[0].Groups[3].Segments[0].Device += 4096
 		x.Blobs[0].DeviceSize += 4096
 	}, "/c: "},
+	"hole over other content": {"inplace", func(_ testing.TB, x *Index) {
+		g := &x.Blobs[0].Groups[1]
+		g.Segments = append(g.Segments, Segment{Offset: 1700, Length: 9, Device: 12288 + 1500})
+	}, "/c: "},
+	"other content before data": {"inplace", func(tb testing.TB, x *Index) {
+		// The file begins with the hole.
+		find(tb, x, "c").Size -= 100
+		find(tb, x, "c").Count--
+		x.Runs = slices.Delete(x.Runs, 2, 3)
+		x.Chunks = slices.Delete(x.Chunks, 4, 5)
+		for i := range x.Runs {
+			if x.Runs[i].Chunk > 3 {
+				x.Runs[i].Chunk--
+			}
+		}
+		g := &x.Blobs[0].Groups[3]
+		g.Segments[0].Device -= 100
+	}, "/c: "},
 	"file unaligned": {"inplace", func(_ testing.TB, x *Index) {
 		x.Blobs[0].Groups[0].Segments[0].Device++
 	}, "/a: "},

@@ -32,7 +32,7 @@ func (v *validator) checkNumbers() error {
 		}
 		first += int64(n.Count)
 		for _, e := range v.Entries[n.First:first] {
-			if err := v.number(uint32(i), e, &next, links); err != nil { //nolint:gosec // lengths has checked
+			if err := v.number(uint32(i), e, &next, links); err != nil {
 				return err
 			}
 		}
