@@ -19,6 +19,8 @@ type ReadGroup func(ctx context.Context, r chunkfmt.GroupRef) ([]byte, error)
 // once, and only those that some file needs. Of their bytes, the image has what
 // files need, and chunks of equal digests once. Every chunk is checked against
 // its digest before it is written; an error about one names a file that has it.
+// Besides a group and what Write needs, some hundred bytes of memory for each
+// chunk are taken.
 func Export(ctx context.Context, w io.Writer, t *chunkfmt.Tree, read ReadGroup, o Options) (*Image, error) {
 	e := newExport(t)
 	p, err := newPlan(t, &e.chunkMap, o)

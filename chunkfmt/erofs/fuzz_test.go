@@ -54,9 +54,7 @@ func makeTree(t testing.TB, s script) (*fixture, *chunkfmt.Tree) {
 	for len(s) > 0 {
 		op, name := s.byte(), s.name()
 		if op%16 == 15 {
-			if target := s.name(); f.draft.Find(target) != nil && f.draft.Find(name) == nil {
-				_ = f.draft.Link(name, target) // some cannot be
-			}
+			f.tryLink(name, s.name())
 			continue
 		}
 		n := &chunkfmt.Node{Kind: chunkfmt.Kind(op % 7), Mode: uint16(s.number()) & 0o7777}
@@ -64,6 +62,17 @@ func makeTree(t testing.TB, s script) (*fixture, *chunkfmt.Tree) {
 		_ = f.draft.Put(name, n) // some cannot be
 	}
 	return f, f.tree()
+}
+
+// tryLink makes a hard link where one can be.
+func (f *fixture) tryLink(name, target string) {
+	n := f.draft.Find(target)
+	if n == nil || n.Kind == chunkfmt.Dir || f.draft.Find(name) != nil || f.draft.Put(name, inline("")) != nil {
+		return // a link that fails would leave a whiteout
+	}
+	if f.draft.Find(target) == n {
+		f.link(name, target)
+	}
 }
 
 func (f *fixture) fill(n *chunkfmt.Node, s *script) {

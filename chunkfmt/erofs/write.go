@@ -65,7 +65,8 @@ type Image struct {
 // MountOptions returns the "device=" options that the kernel needs to mount an
 // image, given the path of each blob's device. A comma in a path would end the
 // option in mount(2); fsconfig(2), which also has no bound on the length of all
-// options together, takes it as it is.
+// options together, takes it as it is. mount(8) may put a loop device before an
+// image that is a file; the kernel then wants block devices for the others, too.
 func (im *Image) MountOptions(path func(blob uint32) string) []string {
 	options := make([]string, len(im.Devices))
 	for i, blob := range im.Devices {
