@@ -75,7 +75,7 @@ func (w *writer) begin(id uint16) {
 }
 
 func (w *writer) end() {
-	binary.LittleEndian.PutUint64(w.p[w.content-8:], uint64(len(w.p)-w.content))
+	binary.LittleEndian.PutUint64(w.p[w.content-8:], uint64(len(w.p)-w.content)) //nolint:gosec // a length
 }
 
 func (w *writer) byte(b byte)      { w.p = append(w.p, b) }

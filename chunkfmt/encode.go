@@ -33,7 +33,7 @@ func countsOf(t *Tree) counts {
 		inodes:  uint64(len(t.Inodes)),
 		entries: uint64(len(t.Entries)),
 		attrs:   uint64(len(t.Attrs)),
-		xattrs:  uint64(len(t.Xattrs) - 1),
+		xattrs:  uint64(len(t.Xattrs) - 1), //nolint:gosec // there is always set 0
 		targets: uint64(len(t.Targets)),
 		runs:    uint64(len(t.Runs)),
 		blobs:   uint64(len(t.Blobs)),
@@ -157,7 +157,7 @@ func writeShapes(w *writer, t *Tree) {
 
 func writeEntries(w *writer, t *Tree) {
 	for i := range t.Entries {
-		w.byte(byte(len(t.Entries[i].Name)))
+		w.byte(byte(len(t.Entries[i].Name))) //nolint:gosec // at most MaxName
 	}
 	next := uint32(1)
 	for i := range t.Entries {
