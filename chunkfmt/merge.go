@@ -1,10 +1,14 @@
 package chunkfmt
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Merge returns the tree that layers make together, the lowest first: what a
 // directory holds after each layer was unpacked into it in turn. FORMAT.md,
-// "Merging layers", has the rules. The result has no Whiteout, LinkOut, flag
+// "Merging layers", has the rules; trusted extended attributes are left out, as
+// containerd does. The result has no Whiteout, LinkOut, flag
 // or External blob, shares memory with the layers, and has only those chunks
 // and blobs that something visible uses; blobs keep whole group tables.
 //
@@ -123,6 +127,11 @@ func settled(t *Tree) (*Tree, bool) {
 			return nil, false
 		}
 		flags |= a.Flags
+	}
+	for _, set := range t.Xattrs {
+		if slices.ContainsFunc(set, isTrusted) {
+			return nil, false
+		}
 	}
 	used := 0
 	for i := range t.Chunks {

@@ -116,13 +116,22 @@ func (a *attrTable) ofDir(to *Inode, parts []inodeRef) error {
 	return nil
 }
 
-// set returns the number of a layer's set of extended attributes.
+// set returns the number of a layer's set of extended attributes, without
+// those that unpacking leaves out.
 func (a *attrTable) set(layer *mergeLayer, from uint32) uint32 {
 	if layer.xattrs[from] == 0 {
-		layer.xattrs[from] = a.number(layer.Xattrs[from]) + 1
+		set := layer.Xattrs[from]
+		if slices.ContainsFunc(set, isTrusted) {
+			set = slices.DeleteFunc(slices.Clone(set), isTrusted)
+		}
+		layer.xattrs[from] = a.number(set) + 1
 	}
 	return layer.xattrs[from] - 1
 }
+
+// isTrusted reports an attribute of the administrator's, which no image may
+// set: overlayfs takes orders from those of its lower directories.
+func isTrusted(x Xattr) bool { return strings.HasPrefix(x.Name, "trusted.") }
 
 func (a *attrTable) number(set []Xattr) uint32 {
 	key := a.digest(set)

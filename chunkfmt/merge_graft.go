@@ -95,6 +95,7 @@ type grafter struct {
 type graftMove struct {
 	parent *graftNode
 	name   string
+	from   string // its path
 	to     string
 }
 
@@ -217,7 +218,7 @@ func (g *grafter) look(at graftPlace, name string, n *graftNode) (*graftPlace, e
 		if err != nil {
 			return nil, err
 		}
-		g.moves = append(g.moves, graftMove{at.node, name, to})
+		g.moves = append(g.moves, graftMove{at.node, name, full, to})
 	}
 	return nil, nil
 }
@@ -292,13 +293,13 @@ func (g *grafter) move(root *graftNode, m graftMove) error {
 			at.children[name], next = made, made
 		}
 		if next.kind != Dir {
-			return invalid("%s leads to %s, which is no directory", m.name, m.to)
+			return invalid("%s leads to %s, which is no directory", m.from, m.to)
 		}
 		at = next
 	}
 	for name, n := range from.children {
 		if n.kind == LinkOut && g.isOwn(n, path.Join(m.to, name)) {
-			return invalid("%s is a hard link to itself", path.Join(m.to, name))
+			return invalid("%s is a hard link to itself, %s", path.Join(m.from, name), path.Join(m.to, name))
 		}
 	}
 	at.take(from)

@@ -99,7 +99,7 @@ func (o *object) give(layer *chunkfmt.Tree, link uint32) {
 	o.UID, o.GID, o.mtime, o.nsec = a.UID, a.GID, n.Mtime, n.Nsec
 	delete(o.xattrs, "security.capability")
 	for _, x := range layer.XattrsOf(link) {
-		if o.Kind == chunkfmt.File || !strings.HasPrefix(x.Name, "user.") {
+		if o.Kind == chunkfmt.File && x.Name != "trusted.c" || !strings.HasPrefix(x.Name, "user.") && x.Name != "trusted.c" {
 			o.xattrs[x.Name] = x.Value
 		}
 	}
@@ -148,7 +148,9 @@ func (o *object) set(t *chunkfmt.Tree, inode uint32) {
 		o.target = t.Target(inode)
 	}
 	for _, x := range t.XattrsOf(inode) {
-		o.xattrs[x.Name] = x.Value
+		if !strings.HasPrefix(x.Name, "trusted.") {
+			o.xattrs[x.Name] = x.Value
+		}
 	}
 }
 

@@ -379,3 +379,20 @@ func must2(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+func TestMergeDropsTrusted(t *testing.T) {
+	trusted := chunkfmt.Xattr{Name: "trusted.overlay.opaque", Value: "y"}
+	kept := chunkfmt.Xattr{Name: "user.a", Value: "1"}
+	f := file("")
+	f.Xattrs = []chunkfmt.Xattr{trusted, kept}
+	lower := layer(t, put("f", *f), putDir("d", 0o700, trusted))
+	for _, trees := range [][]*chunkfmt.Tree{{lower}, {lower, layer(t, putDir("d", 0o700, trusted, kept))}} {
+		tree, err := chunkfmt.Merge(trees...)
+		must(t, err)
+		for name, i := range tree.Walk() {
+			if set := tree.XattrsOf(i); slices.Contains(set, trusted) || name == "f" && !slices.Contains(set, kept) {
+				t.Errorf("%d layers: %s has %v", len(trees), name, set)
+			}
+		}
+	}
+}
