@@ -8,7 +8,6 @@ import (
 	"io"
 	"runtime"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -186,15 +185,13 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// stopping cancels a context after some bytes and then, if it is to hang,
-// returns nothing until it is closed.
+// stopping cancels a build after some bytes and then, if it is to hang, returns
+// nothing until its own context ends.
 type stopping struct {
 	io.Reader
 	after  int
 	cancel context.CancelCauseFunc
-	hang   bool
-	closed chan struct{}
-	shut   atomic.Bool
+	hang   <-chan struct{}
 }
 
 var errStopped = errors.New("stopped by the test")
@@ -203,19 +200,12 @@ func (s *stopping) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p[:min(len(p), 4096)])
 	if s.after -= n; s.after <= 0 {
 		s.cancel(errStopped)
-		if s.hang {
-			<-s.closed
+		if s.hang != nil {
+			<-s.hang
 			return 0, io.ErrClosedPipe
 		}
 	}
 	return n, err
-}
-
-func (s *stopping) Close() error {
-	if !s.shut.Swap(true) {
-		close(s.closed)
-	}
-	return nil
 }
 
 func TestCancel(t *testing.T) {
@@ -227,8 +217,12 @@ func TestCancel(t *testing.T) {
 			dir := t.TempDir()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			l := layer(stored, plain)
-			l.Open = func(context.Context) (io.ReadCloser, error) {
-				return &stopping{Reader: bytes.NewReader(stored), after: after, cancel: cancel, hang: after%2 == 0, closed: make(chan struct{})}, nil
+			l.Open = func(own context.Context) (io.ReadCloser, error) {
+				s := &stopping{Reader: bytes.NewReader(stored), after: after, cancel: cancel}
+				if after%2 == 0 {
+					s.hang = own.Done()
+				}
+				return io.NopCloser(s), nil
 			}
 			o := small
 			o.Mode = mode

@@ -24,8 +24,7 @@ type Layer struct {
 	DiffID chunkfmt.Digest
 	// Open returns the stored bytes: a tar, plain or compressed by gzip or
 	// zstd. It is called once, and a second time if the layer turns out not to
-	// be usable in place after all. Close may be called while Read is
-	// running, and must end it.
+	// be usable in place after all. Reading must end when ctx does.
 	Open func(ctx context.Context) (io.ReadCloser, error)
 }
 

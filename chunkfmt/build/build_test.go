@@ -58,6 +58,12 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// acl is a POSIX ACL with a mask: what chmod of 0644 changes.
+func acl(mask byte) string {
+	return "\x02\x00\x00\x00\x01\x00\x06\x00\xff\xff\xff\xff\x02\x00\x06\x00\xe8\x03\x00\x00\x04\x00\x04\x00\xff\xff\xff\xff" +
+		"\x10\x00" + string(mask) + "\x00\xff\xff\xff\xff\x20\x00\x04\x00\xff\xff\xff\xff"
+}
+
 func TestEntries(t *testing.T) {
 	head := func(h tar.Header) header {
 		h.ModTime, h.Format = someTime, tar.FormatPAX
@@ -65,12 +71,15 @@ func TestEntries(t *testing.T) {
 	}
 	owned := file("owned", []byte("x"))
 	owned.Uid, owned.Gid, owned.Mode = 70000, 4000000000, 0o6755
+	linked := hardlink("h", "owned")
+	linked.Uid, linked.Gid, linked.Mode = owned.Uid, owned.Gid, owned.Mode
+	const capability = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	attrs := file("attrs", []byte("y"))
 	attrs.PAXRecords = map[string]string{
 		"SCHILY.xattr.user.a":                  "1",
-		"SCHILY.xattr.security.capability":     "\x01\x00\x00\x02",
+		"SCHILY.xattr.security.capability":     capability,
 		"SCHILY.xattr.trusted.overlay.opaque":  "y",
-		"SCHILY.xattr.system.posix_acl_access": "acl",
+		"SCHILY.xattr.system.posix_acl_access": acl(6),
 		"SCHILY.xattr.system.nfs4_acl":         "no",
 	}
 	old := file("old", []byte("z"))
@@ -80,7 +89,7 @@ func TestEntries(t *testing.T) {
 		head(tar.Header{Typeflag: tar.TypeChar, Name: "c", Mode: 0o600, Devmajor: 5, Devminor: 1000000}),
 		head(tar.Header{Typeflag: tar.TypeBlock, Name: "b", Mode: 0o660, Devmajor: 259, Devminor: 3}),
 		head(tar.Header{Typeflag: tar.TypeFifo, Name: "p", Mode: 0o622}),
-		symlink("s", "../../owned"), hardlink("h", "owned"), hardlink("out", "/lower/file"),
+		symlink("s", "../../owned"), linked, hardlink("out", "/lower/file"),
 		dir(".wh..wh.plnk"), file(".wh..wh.plnk/1.2", []byte("aufs")), file("d/.wh..wh.aufs", nil),
 		file("d/.wh.gone", nil), file("e/.wh..wh..opq", nil),
 		file("stargz.index.json", []byte("{}")), file(".no.prefetch.landmark", []byte("\x0f")),
@@ -91,15 +100,16 @@ func TestEntries(t *testing.T) {
 	want := strings.Join([]string{
 		`d 0755 0:0 0.000000000 n4 s0 "" flags 2`,
 		`f 0644 0:0 ` + at + ` n1 s1 ".no.prefetch.landmark"`,
-		`f 0644 0:0 ` + at + ` n1 s1 "attrs" security.capability="\x01\x00\x00\x02" system.posix_acl_access="acl" trusted.overlay.opaque="y" user.a="1"`,
+		`f 0644 0:0 ` + at + ` n1 s1 "attrs" security.capability=` + fmt.Sprintf("%q", capability) +
+			` system.posix_acl_access=` + fmt.Sprintf("%q", acl(4)) + ` trusted.overlay.opaque="y" user.a="1"`,
 		`b 0660 0:0 ` + at + ` n1 s1112396529667 "b"`,
 		`c 0600 0:0 ` + at + ` n1 s21475836480 "c"`,
 		`d 0755 0:0 ` + at + ` n2 s0 "d"`,
 		`d 0755 0:0 0.000000000 n2 s0 "e" flags 3`,
-		`f 6755 0:0 ` + at + ` n2 s1 "h"`,
+		`f 6755 70000:4000000000 ` + at + ` n2 s1 "h"`,
 		`f 0644 0:0 0.000000000 n1 s1 "old"`,
-		`h 0000 0:0 0.000000000 n1 s0 "out" -> "lower/file"`,
-		`f 6755 0:0 ` + at + ` n2 s1 "owned"`,
+		`h 0644 0:0 ` + at + ` n1 s0 "out" -> "lower/file"`,
+		`f 6755 70000:4000000000 ` + at + ` n2 s1 "owned"`,
 		`p 0622 0:0 ` + at + ` n1 s0 "p"`,
 		`l 0777 0:0 1700000000.000000000 n1 s0 "s" -> "../../owned"`,
 		`f 0644 0:0 ` + at + ` n1 s2 "stargz.index.json"`,

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +28,7 @@ const (
 func newNode(h *tar.Header) (n *chunkfmt.Node, dropped []string, err error) {
 	n = &chunkfmt.Node{Mode: uint16(h.Mode & 0o7777)}
 	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // SA1019: old tars have it
+	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse: //nolint:staticcheck // SA1019: old tars have it
 		n.Kind = chunkfmt.File
 		n.Size = h.Size
 	case tar.TypeDir:
@@ -51,7 +50,7 @@ func newNode(h *tar.Header) (n *chunkfmt.Node, dropped []string, err error) {
 	if err := checkKind(n, h); err != nil {
 		return nil, nil, err
 	}
-	n.Xattrs, dropped, err = xattrs(h)
+	n.Xattrs, dropped, err = xattrs(h, n)
 	return n, dropped, err
 }
 
@@ -94,41 +93,6 @@ func boundTime(t time.Time) (int64, uint32) {
 	return t.Unix(), uint32(t.Nanosecond()) //nolint:gosec // G115: below 1e9
 }
 
-// xattrs returns the attributes of an entry that EROFS can hold, and the names
-// of the others.
-func xattrs(h *tar.Header) (list []chunkfmt.Xattr, dropped []string, err error) {
-	for record, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(record, xattrRecord)
-		switch {
-		case !ok:
-			continue
-		case !validXattr(name):
-			dropped = append(dropped, name)
-			continue
-		case len(value) > chunkfmt.MaxXattrValue:
-			return nil, nil, fmt.Errorf("%w: extended attribute %.80q of %d bytes", chunkfmt.ErrInvalid, name, len(value))
-		}
-		list = append(list, chunkfmt.Xattr{Name: name, Value: value})
-	}
-	slices.Sort(dropped)
-	return list, dropped, nil
-}
-
-func validXattr(name string) bool {
-	if len(name) > maxXattr || strings.ContainsRune(name, 0) {
-		return false
-	}
-	if name == "system.posix_acl_access" || name == "system.posix_acl_default" {
-		return true
-	}
-	for _, space := range []string{"user.", "trusted.", "security."} {
-		if rest, ok := strings.CutPrefix(name, space); ok {
-			return rest != ""
-		}
-	}
-	return false
-}
-
 // isRoot reports a path that is the root itself.
 func isRoot(name string) bool { return path.Clean("/"+name) == "/" }
 
@@ -150,14 +114,15 @@ func whiteout(d *chunkfmt.Draft, name string) (bool, error) {
 	return true, d.Remove(path.Join(dir, hidden))
 }
 
-// link puts a hard link into the draft. Its header's owner and time become
-// those of the inode, as unpacking it would do.
-func link(d *chunkfmt.Draft, h *tar.Header) error {
-	if err := d.Link(h.Name, h.Linkname); err != nil {
-		return err
+// link puts a hard link into the draft. Its header's attributes become those
+// of the inode, as unpacking it would do.
+func link(d *chunkfmt.Draft, h *tar.Header) (dropped []string, err error) {
+	n := &chunkfmt.Node{Kind: chunkfmt.LinkOut, Mode: uint16(h.Mode & 0o7777)}
+	if err := setOwner(n, h); err != nil {
+		return nil, err
 	}
-	if n := d.Find(h.Name); n != nil && n.Kind != chunkfmt.LinkOut {
-		return setOwner(n, h)
+	if n.Xattrs, dropped, err = xattrs(h, n); err != nil {
+		return nil, err
 	}
-	return nil
+	return dropped, d.LinkAs(h.Name, h.Linkname, n)
 }

@@ -44,7 +44,7 @@ func (c *imageContents) room(n int) ([]byte, error) {
 		}
 	}
 	if c.slab == nil {
-		s, err := c.b.budget.get(c.ctx, c.scan.at)
+		s, err := c.b.budget.get(c.ctx, c.at)
 		if err != nil {
 			return nil, err
 		}
@@ -62,7 +62,7 @@ func (c *imageContents) flush() error {
 	return c.send(c.ctx, out)
 }
 
-func (c *imageContents) file(n *chunkfmt.Node, r ranks, linear bool) error {
+func (c *imageContents) file(n *chunkfmt.Node, r *ranks, linear bool) error {
 	if !linear {
 		return c.data.file(n, r, linear)
 	}

@@ -4,9 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
-	"hash"
 	"io"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -50,147 +48,52 @@ func probe(br *bufio.Reader, format frames.Format) (io.Reader, bool, error) {
 }
 
 // readInPlace reads a layer of many frames. It reports false when that turned
-// out impossible. The packer gets to know of the layer only at its end.
+// out impossible.
 func (s *scan) readInPlace(ctx context.Context, src *source, rest io.Reader, format frames.Format) (bool, error) {
 	m, err := newMembers(rest, format, int(s.b.o.GroupSize))
 	if err != nil {
 		return false, err
 	}
+	defer m.close()
 	w := newWalk(ctx, s, newTap(m, s.b.o.MaxPlain))
-	w.to = &placeContents{walk: w, m: m, scratch: make([]byte, s.b.o.ChunkSize)}
+	c := &placeContents{walk: w, m: m, data: &dataContents{walk: w, zeros: s.b.zeros}, scratch: make([]byte, s.b.o.ChunkSize)}
+	w.to = c
 	err = w.all()
-	if errors.Is(err, frames.ErrTooLarge) || errors.Is(err, errNotInPlace) {
+	if errors.Is(err, errNotInPlace) && !c.sent {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	if err := s.done(src, rest, w.tap); err != nil {
-		return false, err
-	}
 	s.inPlace = true
-	for _, b := range m.batches {
-		if err := s.send(ctx, b); err != nil {
-			return false, err
-		}
-	}
-	return true, nil
-}
-
-// members reads a stream of frames and joins neighbours into groups.
-type members struct {
-	fr     *frames.Reader
-	codec  chunkfmt.Codec
-	target int
-
-	next    frames.Frame // read but in no group yet, if ahead
-	ahead   bool
-	plain   []byte // of the last group
-	pos     int
-	batches []batch // one for each group
-}
-
-func newMembers(r io.Reader, format frames.Format, target int) (*members, error) {
-	fr, err := frames.NewReader(r, format, chunkfmt.MaxGroupPlain, chunkfmt.MaxGroupStored)
-	if err != nil {
-		return nil, err
-	}
-	codec := chunkfmt.Gzip
-	if format == frames.Zstd {
-		codec = chunkfmt.Zstd
-	}
-	return &members{fr: fr, codec: codec, target: target}, nil
-}
-
-func (m *members) left() int { return len(m.plain) - m.pos }
-
-// Read never returns bytes of two groups at once.
-func (m *members) Read(p []byte) (int, error) {
-	if err := m.fill(); err != nil {
-		return 0, err
-	}
-	n := copy(p, m.plain[m.pos:])
-	m.pos += n
-	return n, nil
-}
-
-// fill makes sure that there is something left of the last group.
-func (m *members) fill() error {
-	for m.left() == 0 {
-		if err := m.load(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// load makes the next group: of frames that have content until the target is
-// reached, or of frames that have none.
-func (m *members) load() error {
-	if err := m.peek(); err != nil {
-		return err
-	}
-	g := &chunkfmt.Group{Offset: m.next.Offset, Codec: m.codec, Segments: []chunkfmt.Segment{}}
-	if len(m.next.Plain) == 0 {
-		g.Codec = chunkfmt.Filler
-	}
-	h := sha256.New()
-	m.plain, m.pos = m.plain[:0], 0
-	for {
-		m.take(g, h)
-		err := m.peek()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return err
-		}
-		if (len(m.next.Plain) == 0) != (g.Codec == chunkfmt.Filler) ||
-			len(m.plain)+len(m.next.Plain) > m.target ||
-			int(g.Stored)+len(m.next.Stored) > chunkfmt.MaxGroupStored {
-			break
-		}
-	}
-	g.Plain, g.Digest = uint32(len(m.plain)), sum(h) //nolint:gosec // G115: at most MaxGroupPlain
-	m.batches = append(m.batches, batch{raw: &rawGroup{plain: len(m.plain), stored: g}})
-	return nil
-}
-
-func (m *members) take(g *chunkfmt.Group, h hash.Hash) {
-	h.Write(m.next.Stored)
-	g.Stored += uint32(len(m.next.Stored)) //nolint:gosec // G115: at most MaxGroupStored
-	m.plain = append(m.plain, m.next.Plain...)
-	m.ahead = false
-}
-
-func (m *members) peek() error {
-	if m.ahead {
-		return nil
-	}
-	f, err := m.fr.Next()
-	if err != nil {
-		return err
-	}
-	m.next, m.ahead = f, true
-	return nil
+	return true, s.done(src, rest, w.tap)
 }
 
 // placeContents finds content in the groups that it lies in already. Chunks end
 // at multiples of the chunk size in the file and where groups end.
+//
+// The packer gets to know of the groups only at the end, or when a frame comes
+// that is too large to be a group: what lies in that and behind it is stored
+// once more.
 type placeContents struct {
 	*walk
 	m       *members
+	data    *dataContents
 	scratch []byte
+	sent    bool
 }
 
-func (c *placeContents) file(n *chunkfmt.Node, _ ranks, linear bool) error {
-	if !linear {
+func (c *placeContents) file(n *chunkfmt.Node, r *ranks, linear bool) error {
+	if !linear && !c.sent {
 		return errNotInPlace
 	}
 	size := c.b.o.ChunkSize
 	for at := int64(0); at < n.Size; {
 		if err := c.m.fill(); err != nil {
 			return err
+		}
+		if c.m.tail != nil {
+			return c.behind(n, r, at)
 		}
 		length := int(min(size-at%size, n.Size-at, int64(c.m.left())))
 		c.add(n, at, c.m.plain[c.m.pos:c.m.pos+length])
@@ -200,6 +103,17 @@ func (c *placeContents) file(n *chunkfmt.Node, _ ranks, linear bool) error {
 		at += int64(length)
 	}
 	return nil
+}
+
+// behind takes the content of a file, from some place on, that is in no group.
+func (c *placeContents) behind(n *chunkfmt.Node, r *ranks, at int64) error {
+	if at%chunkfmt.BlockSize != 0 {
+		return errNotInPlace // a page cannot lie half here and half there
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	return c.data.rest(n, r, at)
 }
 
 func (c *placeContents) add(n *chunkfmt.Node, at int64, data []byte) {
@@ -215,4 +129,24 @@ func (c *placeContents) add(n *chunkfmt.Node, at int64, data []byte) {
 	to.pieces = append(to.pieces, p)
 }
 
-func (c *placeContents) end() error { return nil }
+// flush sends the groups so far.
+func (c *placeContents) flush() error {
+	c.sent = true
+	for _, b := range c.m.batches {
+		if err := c.send(c.ctx, b); err != nil {
+			return err
+		}
+	}
+	c.m.batches = nil
+	return nil
+}
+
+func (c *placeContents) end() error {
+	if err := c.m.finish(); err != nil {
+		return err
+	}
+	if err := c.flush(); err != nil {
+		return err
+	}
+	return c.data.end()
+}

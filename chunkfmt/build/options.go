@@ -39,7 +39,7 @@ const (
 const (
 	DefaultChunkSize   = 512 << 10
 	DefaultGroupSize   = 1 << 20
-	DefaultLevel       = 1
+	DefaultLevel       = 3
 	DefaultInlineMax   = 128
 	DefaultMemoryLimit = 192 << 20
 	DefaultMaxPlain    = 1 << 40
@@ -135,6 +135,9 @@ func (o Options) resolve() (*settings, error) {
 	s.reserve = 3
 	s.slabs = int(max(int64(s.reserve+1), room/s.slabSize()))
 	s.open = min(max(2, s.Workers), 4)
+	if need := int64(s.slabs)*s.slabSize() + int64(s.Workers)*perWorker; need > o.MemoryLimit {
+		return nil, fmt.Errorf("options of the build: memory limit of %d bytes: groups of %d take %d", o.MemoryLimit, o.GroupSize, need)
+	}
 	return s, nil
 }
 

@@ -117,7 +117,7 @@ func TestNotInPlace(t *testing.T) {
 	odd := sparse(t, "s", 1<<20, []int64{5000}, []byte("data"))
 	for name, parts := range map[string][][]byte{
 		"few":    {few[:512], few[512:1024], few[1024:]},
-		"giant":  append(cut(t, begin, 4096), giant),
+		"inside": append(cut(t, begin, 4096), giant[:1536+5], giant[1536+5:]),
 		"sparse": append(cut(t, begin, 4096), odd),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -138,6 +138,31 @@ func TestNotInPlace(t *testing.T) {
 			t.Error("was indexed in place")
 		}
 	})
+}
+
+// A frame that is too large for a group, and what is behind it, is stored again:
+// the table of contents of an eStargz layer may be such a one.
+func TestInPlaceTail(t *testing.T) {
+	begin := makeTar(t, file("a", words(1, 20000)))
+	begin = begin[:len(begin)-1024]
+	giant := makeTar(t, file("z", words(7, chunkfmt.MaxGroupPlain+10000)), file("last", words(8, 500)))
+	for name, parts := range map[string][][]byte{
+		"before a file": append(cut(t, begin, 4096), giant),
+		"in a file":     append(cut(t, begin, 4096), giant[:1536+4096], giant[1536+4096:]),
+	} {
+		for _, format := range []string{"gzip", "zstd"} {
+			t.Run(name+"/"+format, func(t *testing.T) {
+				plain := bytes.Join(parts, nil)
+				stored := append(compress(t, format, parts...), compress(t, format, nil)...)
+				b := mustBuild(t, small, layer(stored, plain))
+				b.wantFiles(t, plain)
+				l := b.Layers[0]
+				if !l.InPlace || len(l.Blobs) != 1 || len(l.Index.Blobs) != 2 {
+					t.Errorf("in place %v, new blobs %d, blobs %d", l.InPlace, len(l.Blobs), len(l.Index.Blobs))
+				}
+			})
+		}
+	}
 }
 
 func TestAsImage(t *testing.T) {

@@ -3,7 +3,6 @@ package build
 import (
 	"archive/tar"
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -161,7 +160,7 @@ func (s *scan) warn(format string, args ...any) {
 type contents interface {
 	// file takes the content of a node that has one; linear says that the tar
 	// has it as it is.
-	file(n *chunkfmt.Node, ranks ranks, linear bool) error
+	file(n *chunkfmt.Node, r *ranks, linear bool) error
 	// end is called after the last byte of the stream.
 	end() error
 }
@@ -228,15 +227,15 @@ func (w *walk) entry(h *tar.Header) error {
 		return err
 	}
 	if h.Typeflag == tar.TypeLink {
-		return link(w.draft, h)
+		dropped, err := link(w.draft, h)
+		w.warnDropped(h, dropped)
+		return err
 	}
 	n, dropped, err := newNode(h)
 	if err != nil {
 		return err
 	}
-	for _, name := range dropped {
-		w.warn("%.200q: dropped extended attribute %.80q, which EROFS cannot hold", h.Name, name)
-	}
+	w.warnDropped(h, dropped)
 	if err := w.draft.Put(h.Name, n); err != nil {
 		return err
 	}
@@ -244,6 +243,12 @@ func (w *walk) entry(h *tar.Header) error {
 		return nil
 	}
 	return w.content(h, n)
+}
+
+func (w *walk) warnDropped(h *tar.Header, names []string) {
+	for _, name := range names {
+		w.warn("%.200q: dropped extended attribute %.80q, which Linux has not for it", h.Name, name)
+	}
 }
 
 func (w *walk) content(h *tar.Header, n *chunkfmt.Node) error {
@@ -274,85 +279,6 @@ func isSparse(h *tar.Header) bool {
 	return false
 }
 
-// dataContents copies content into slabs, for blobs that have nothing else.
-type dataContents struct {
-	*walk
-	zeros  *zeros
-	slab   *slab
-	used   int
-	pieces []piece
-}
-
-// maxPieces bounds the pieces of a batch.
-const maxPieces = 4096
-
-func (d *dataContents) file(n *chunkfmt.Node, r ranks, _ bool) error {
-	large := n.Size >= d.b.o.GroupSize
-	for at := int64(0); at < n.Size; {
-		length := int(min(d.b.o.ChunkSize, n.Size-at))
-		buf, err := d.room(length)
-		if err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(d.tar, buf); err != nil {
-			return err
-		}
-		p := piece{
-			node: n, at: at, offset: uint32(d.used), length: uint32(length), //nolint:gosec // G115: within a slab
-			rank: r.at(at, int64(length)), large: large && at == 0,
-		}
-		if isZero(buf) {
-			d.hole(p)
-		} else {
-			p.digest = chunkfmt.Sum(buf)
-			d.pieces = append(d.pieces, p)
-			d.used += length
-		}
-		at += int64(length)
-	}
-	return nil
-}
-
-// hole adds a piece of zeros, to the last one if that is alike.
-func (d *dataContents) hole(p piece) {
-	if n := len(d.pieces); n > 0 {
-		last := &d.pieces[n-1]
-		if last.holes > 0 && last.node == p.node && last.length == p.length {
-			last.holes++
-			return
-		}
-	}
-	p.digest, p.holes = d.zeros.digest(int(p.length)), 1
-	d.pieces = append(d.pieces, p)
-}
-
-// room returns space in a slab, which is d.used bytes in.
-func (d *dataContents) room(n int) ([]byte, error) {
-	if d.slab != nil && (d.used+n > len(d.slab.buf) || len(d.pieces) >= maxPieces) {
-		if err := d.end(); err != nil {
-			return nil, err
-		}
-	}
-	if d.slab == nil {
-		s, err := d.b.budget.get(d.ctx, d.scan.at)
-		if err != nil {
-			return nil, err
-		}
-		d.slab, d.used = s, 0
-	}
-	return d.slab.buf[d.used : d.used+n], nil
-}
-
-// end hands over what is left.
-func (d *dataContents) end() error {
-	if d.slab == nil {
-		return nil
-	}
-	out := batch{slab: d.slab, pieces: d.pieces}
-	d.slab, d.used, d.pieces = nil, 0, nil
-	return d.send(d.ctx, out)
-}
-
 // send hands a batch to the packer.
 func (s *scan) send(ctx context.Context, b batch) error {
 	select {
@@ -362,6 +288,3 @@ func (s *scan) send(ctx context.Context, b batch) error {
 		return context.Cause(ctx)
 	}
 }
-
-// isZero reports that a non-empty p is all zeros.
-func isZero(p []byte) bool { return p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1]) }

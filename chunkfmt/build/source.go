@@ -23,7 +23,6 @@ var ErrLimit = errors.New("layer exceeds a limit")
 type source struct {
 	layer Layer
 	body  io.ReadCloser
-	stop  func() bool
 	ctx   context.Context //nolint:containedctx // lives as long as one scan
 	hash  hash.Hash
 	n     int64
@@ -34,22 +33,17 @@ type source struct {
 // progressStep is how many bytes are read between two calls of Progress.
 const progressStep = 1 << 20
 
-// openSource opens a layer. Reads end when ctx does, even those that hang.
+// openSource opens a layer. Reads end when ctx does.
 func openSource(ctx context.Context, l Layer, tell func(int64)) (*source, error) {
 	body, err := l.Open(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("opening it: %w", err)
 	}
-	s := &source{layer: l, body: body, ctx: ctx, hash: sha256.New(), tell: tell}
-	s.stop = context.AfterFunc(ctx, func() { _ = body.Close() })
-	return s, nil
+	return &source{layer: l, body: body, ctx: ctx, hash: sha256.New(), tell: tell}, nil
 }
 
-func (s *source) close() {
-	if s.stop() {
-		_ = s.body.Close() // everything of value was read and checked before
-	}
-}
+// close gives the reader back: everything of value was read and checked before.
+func (s *source) close() { _ = s.body.Close() }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.body.Read(p)

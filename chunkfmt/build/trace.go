@@ -3,11 +3,14 @@ package build
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"container/heap"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -90,11 +93,8 @@ type traced struct {
 	rank uint32
 }
 
-// traceMap has the accesses of each clean path in the order of the trace.
-type traceMap map[string]ranks
-
-// ranks are the accesses of one file.
-type ranks []traced
+// traceMap has the accesses of each clean path, sorted by offset.
+type traceMap map[string][]traced
 
 func newTraceMap(list []Access) (traceMap, error) {
 	m := traceMap{}
@@ -105,23 +105,64 @@ func newTraceMap(list []Access) (traceMap, error) {
 		key := path.Clean("/" + a.Path)
 		m[key] = append(m[key], traced{a, uint32(i) + 1})
 	}
+	for _, l := range m {
+		slices.SortStableFunc(l, func(a, b traced) int { return cmp.Compare(a.Offset, b.Offset) })
+	}
 	return m, nil
 }
 
-func (m traceMap) of(name string) ranks {
+// of returns what the trace says about a file, or nil.
+func (m traceMap) of(name string) *ranks {
 	if len(m) == 0 {
 		return nil
 	}
-	return m[path.Clean("/"+name)]
+	l := m[path.Clean("/"+name)]
+	if l == nil {
+		return nil
+	}
+	return &ranks{ahead: l}
 }
 
-// at returns the rank of the first access to the n bytes at off.
-func (r ranks) at(off, n int64) uint32 {
-	for i := range r {
-		a := &r[i]
-		if a.Offset < off+n && (a.Length == 0 || a.Offset+a.Length > off) {
+// ranks goes through a file along with the accesses to it.
+type ranks struct {
+	ahead []traced
+	// open has the accesses that have begun, as a heap with the first of the
+	// trace on top.
+	open accessHeap
+}
+
+// at returns the rank of the first access to the n bytes at off, or 0. Offsets
+// must not fall from call to call.
+func (r *ranks) at(off, n int64) uint32 {
+	if r == nil {
+		return 0
+	}
+	for len(r.ahead) > 0 && r.ahead[0].Offset < off+n {
+		heap.Push(&r.open, r.ahead[0])
+		r.ahead = r.ahead[1:]
+	}
+	for len(r.open) > 0 {
+		if a := &r.open[0]; a.Length == 0 || a.Offset+a.Length > off {
 			return a.rank
 		}
+		heap.Pop(&r.open)
 	}
 	return 0
+}
+
+// accessHeap implements heap.Interface.
+type accessHeap []traced
+
+func (h accessHeap) Len() int           { return len(h) }
+func (h accessHeap) Less(i, j int) bool { return h[i].rank < h[j].rank }
+func (h accessHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push is for package heap.
+func (h *accessHeap) Push(x any) { *h = append(*h, x.(traced)) } //nolint:errcheck // only traced are pushed
+
+// Pop is for package heap.
+func (h *accessHeap) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
 }
