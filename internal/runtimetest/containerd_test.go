@@ -27,8 +27,9 @@ type containerd struct {
 const deadServer = "http://127.0.0.1:1"
 
 // startContainerd runs a containerd whose only way to the registry is mirror;
-// with an empty mirror, the test writes hosts.toml itself.
-func startContainerd(t *testing.T, name, mirror string) *containerd {
+// with an empty mirror, the test writes hosts.toml itself. config is added to
+// its configuration.
+func startContainerd(t *testing.T, name, mirror string, config ...string) *containerd {
 	t.Helper()
 	dir := shortDir(t)
 	c := &containerd{dir: dir, socket: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "hosts")}
@@ -39,7 +40,7 @@ func startContainerd(t *testing.T, name, mirror string) *containerd {
 			t.Fatal(err)
 		}
 	}
-	config := filepath.Join(dir, "config.toml")
+	file := filepath.Join(dir, "config.toml")
 	// No CRI: it would look after pods and a network. No opt: it makes
 	// /opt/containerd.
 	text := fmt.Sprintf(`version = 2
@@ -50,11 +51,11 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
   level = "warn"
 [grpc]
   address = %q
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+%s`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, strings.Join(config, ""))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.process = start(t, "containerd of "+name, filepath.Join(dir, "log"), testenv.Tool(t, "containerd"), "--config", config)
+	c.process = start(t, "containerd of "+name, filepath.Join(dir, "log"), testenv.Tool(t, "containerd"), "--config", file)
 	testenv.Eventually(t, func() bool {
 		if c.ended() {
 			t.Fatalf("containerd has ended:\n%s", tail(c.log))

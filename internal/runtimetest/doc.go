@@ -13,4 +13,8 @@
 // byte once for all nodes; no credential gets what the registry would not give
 // it, and none reaches a disk or a log; pulls survive tokens that expire, a
 // registry that is down, and a supernode or a dfdaemon that is killed.
+//
+// The TestUnpack tests compare what containerd unpacks with what is mounted from
+// the EROFS images of package chunkfmt's trees: every prefix of the layers, by
+// walking both. DAMSELFLY_TEST_LAYOUTS=DIR:DIR adds the images of OCI layouts.
 package runtimetest
