@@ -104,10 +104,12 @@ func (w *writer) run(ctx context.Context) error {
 }
 
 func (w *writer) task(ctx context.Context, t *task) error {
-	select {
-	case <-t.done:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if t.done != nil {
+		select {
+		case <-t.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	if t.end != nil {
 		return w.endLayer(t.end)

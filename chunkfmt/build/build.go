@@ -109,6 +109,8 @@ type builder struct {
 	scans  []*scan
 	budget *budget
 	zeros  *zeros
+	// placed has the digests of layers that may become blobs themselves.
+	placed map[chunkfmt.Digest]bool
 	// buffers hold plain bytes of groups, outputs stored ones.
 	buffers, outputs *pool
 	jobs             chan *task
@@ -137,15 +139,29 @@ func newBuilder(layers []Layer, dir string, o Options) (*builder, error) {
 	inFlight := s.queue + s.Workers + 2
 	b := &builder{
 		o: s, dir: dir, trace: trace, budget: newBudget(s), zeros: &zeros{size: int(s.ChunkSize)},
+		placed:  map[chunkfmt.Digest]bool{},
 		buffers: newPool(int(s.GroupSize), inFlight),
 		outputs: newPool(int(s.GroupSize)+int(s.GroupSize)/64+1024, inFlight),
 		jobs:    make(chan *task, s.queue),
 		order:   make(chan *task, s.queue),
 	}
 	for i, l := range layers {
-		b.scans = append(b.scans, &scan{b: b, layer: l, at: i, out: make(chan batch, s.slabs)})
+		b.scans = append(b.scans, &scan{
+			b: b, layer: l, at: i, out: make(chan batch, s.slabs), mayPlace: b.mayPlace(l),
+		})
 	}
 	return b, nil
+}
+
+// mayPlace reports whether a layer may be indexed in place. Then its digest
+// must be known from the start, for no two blobs of an image may have the same:
+// a layer that occurs twice is one blob, and the dictionary must not have it.
+func (b *builder) mayPlace(l Layer) bool {
+	if b.o.Mode != Auto || len(b.o.Trace) > 0 || l.Digest.IsZero() || b.placed[l.Digest] {
+		return false
+	}
+	b.placed[l.Digest] = true
+	return true
 }
 
 // run does all the work and ends after all its goroutines.
@@ -193,7 +209,7 @@ func (b *builder) dispatch(ctx context.Context, t *task) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if t.end != nil || t.plain == nil {
+	if t.done == nil {
 		return nil
 	}
 	select {

@@ -21,7 +21,8 @@ type task struct {
 	// stored is what goes into the blob; nil in place.
 	stored []byte
 	pooled bool // stored is a pooled buffer, and plain was given back
-	done   chan struct{}
+	// done is closed when stored is there; nil if there is nothing to wait for.
+	done chan struct{}
 
 	end *layerEnd
 }

@@ -3,19 +3,20 @@ package build
 import "github.com/damselfly-io/damselfly/chunkfmt"
 
 // addDictionary makes the chunks of another image known. Of equal chunks the
-// first counts, which is the one in the lowest layer.
-func (p *packer) addDictionary(layers []*chunkfmt.Index) {
+// first counts, which is the one in the lowest layer. Blobs that are layers of
+// this image too are left out: they need not be found elsewhere.
+func (p *packer) addDictionary(layers []*chunkfmt.Index, own map[chunkfmt.Digest]bool) {
 	defined := map[chunkfmt.Digest]*blob{}
 	for _, x := range layers {
 		for i := range x.Blobs {
 			b := &x.Blobs[i]
 			// Groups without digests would make what is proven unproven.
-			if b.External || b.Unproven || defined[b.Digest] != nil {
+			if b.External || b.Unproven || own[b.Digest] || defined[b.Digest] != nil {
 				continue
 			}
-			own := p.newBlob()
-			own.Blob = *b
-			defined[b.Digest] = own
+			known := p.newBlob()
+			known.Blob = *b
+			defined[b.Digest] = known
 		}
 	}
 	for _, x := range layers {

@@ -21,7 +21,7 @@
 // A tree is what containerd would unpack from the tar, with archive/tar as the
 // judge of what the tar says. The attributes of the root directory itself are
 // ignored, as containerd does; times outside [1970, 2262) become 1970, as there.
-// Extended attributes that EROFS has no name space for are dropped with a
+// Extended attributes that Linux does not have for an entry are dropped with a
 // warning.
 //
 // The stored bytes are checked against Layer.Digest, the plain ones against

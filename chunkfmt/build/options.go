@@ -26,7 +26,8 @@ type Mode uint8
 // The modes.
 const (
 	// Auto indexes a layer in place when it consists of many small gzip
-	// members or zstd frames and no trace is given; any other as NewBlob does.
+	// members or zstd frames, its digest is known and no trace is given; any
+	// other as NewBlob does.
 	Auto Mode = iota
 	// NewBlob makes a new blob for each layer that has new content.
 	NewBlob

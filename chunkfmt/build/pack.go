@@ -39,7 +39,7 @@ type packer struct {
 
 func newPacker(b *builder) *packer {
 	p := &packer{b: b, places: map[chunkfmt.Digest]uint32{}, holes: map[uint32]uint32{}}
-	p.addDictionary(b.o.Dictionary)
+	p.addDictionary(b.o.Dictionary, b.placed)
 	return p
 }
 
@@ -227,14 +227,7 @@ func (p *packer) endLayer(ctx context.Context) error {
 		p.scan.stats.Groups += int(p.image.count)
 	}
 	p.scan.stats.Chunks = len(p.list)
-	return p.b.dispatch(ctx, &task{end: end, done: closed})
+	return p.b.dispatch(ctx, &task{end: end})
 }
-
-// closed is the done of a task that needs no work.
-var closed = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
 
 func alignUp[T int | int64](n T) T { return (n + chunkfmt.BlockSize - 1) &^ (chunkfmt.BlockSize - 1) }

@@ -30,18 +30,14 @@ func (p *packer) rawBatch(ctx context.Context, b batch) error {
 		p.add(piece, chunkfmt.Chunk{Blob: p.image.number, Group: p.image.count, Offset: piece.offset})
 	}
 	p.image.count++
-	t := &task{blob: p.image, slab: b.slab, done: make(chan struct{})}
-	if b.raw.stored != nil {
-		t.group, t.done = *b.raw.stored, closed
+	t := &task{blob: p.image, filler: len(segments) == 0}
+	if b.slab != nil {
+		t.slab, t.plain, t.done = b.slab, b.slab.buf[:b.raw.plain], make(chan struct{})
+	} else {
+		t.group = *b.raw.stored
 	}
 	t.group.Segments = segments
 	t.group.Plain = uint32(b.raw.plain) //nolint:gosec // G115: at most MaxGroupPlain
-	if len(segments) == 0 {
-		t.filler = true
-	}
-	if b.slab != nil {
-		t.plain = b.slab.buf[:b.raw.plain]
-	}
 	return p.b.dispatch(ctx, t)
 }
 

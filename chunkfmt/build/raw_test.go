@@ -108,6 +108,29 @@ func TestInPlaceReuse(t *testing.T) {
 	}
 }
 
+// A layer in place occurs twice, and once more in the dictionary, cut in
+// another way: it is still one blob.
+func TestInPlaceTwice(t *testing.T) {
+	plain := tree(t)
+	l := layer(compress(t, "zstd", cut(t, plain, 5000)...), plain)
+	other := small
+	other.ChunkSize = 8192
+	o := small
+	o.Dictionary = []*chunkfmt.Index{mustBuild(t, other, l).Layers[0].Index}
+	b := mustBuild(t, o, l, l)
+	b.wantFiles(t, plain)
+	if !b.Layers[0].InPlace || b.Layers[1].InPlace {
+		t.Errorf("in place: %v, %v", b.Layers[0].InPlace, b.Layers[1].InPlace)
+	}
+	// Without the digest nobody can tell in time.
+	l.Digest = chunkfmt.Digest{}
+	b = mustBuild(t, small, l)
+	b.wantFiles(t, plain)
+	if b.Layers[0].InPlace {
+		t.Error("a layer of unknown digest is in place")
+	}
+}
+
 // What begins like a layer of many members and cannot be used as one.
 func TestNotInPlace(t *testing.T) {
 	few := makeTar(t, file("a", words(1, 100)))
@@ -145,7 +168,7 @@ func TestNotInPlace(t *testing.T) {
 func TestInPlaceTail(t *testing.T) {
 	begin := makeTar(t, file("a", words(1, 20000)))
 	begin = begin[:len(begin)-1024]
-	giant := makeTar(t, file("z", words(7, chunkfmt.MaxGroupPlain+10000)), file("last", words(8, 500)))
+	giant := makeTar(t, file("z", random(7, chunkfmt.MaxGroupPlain+10000)), file("last", words(8, 500)))
 	for name, parts := range map[string][][]byte{
 		"before a file": append(cut(t, begin, 4096), giant),
 		"in a file":     append(cut(t, begin, 4096), giant[:1536+4096], giant[1536+4096:]),

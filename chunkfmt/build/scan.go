@@ -62,6 +62,8 @@ type scan struct {
 	layer Layer
 	at    int
 	out   chan batch
+	// mayPlace says that the layer may be indexed in place.
+	mayPlace bool
 
 	// Set by the scanner before it closes out.
 	draft    *chunkfmt.Draft
@@ -86,7 +88,7 @@ func (s *scan) run(ctx context.Context) error {
 }
 
 func (s *scan) read(ctx context.Context) error {
-	if s.b.o.Mode == Auto && len(s.b.o.Trace) == 0 {
+	if s.mayPlace {
 		ok, err := s.attempt(ctx, true)
 		if ok || err != nil {
 			return err
