@@ -2,7 +2,6 @@ package chunkfmt
 
 import (
 	"fmt"
-	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -109,21 +108,14 @@ type graftNode struct {
 }
 
 func (g *grafter) layerTree(t *Tree) (*Tree, error) {
-	g.tree = t
-	var root *graftNode
-	if t.Attr(0).Flags&(Opaque|Replaced) != 0 {
+	if t.Attr(0).Flags&(Opaque|Replaced) != 0 || !g.needed(t) {
 		return t, nil
 	}
+	g.tree = t
+	root := g.nodes()
 	for range maxGrafts {
-		if err := g.search(t, root); err != nil {
+		if err := g.search(root); err != nil {
 			return nil, err
-		}
-		if len(g.moves) == 0 && root == nil {
-			return t, nil
-		}
-		if root == nil {
-			root = g.nodes(0)
-			continue // now with nodes to move
 		}
 		if len(g.moves) == 0 {
 			out := g.write(root)
@@ -139,56 +131,75 @@ func (g *grafter) layerTree(t *Tree) (*Tree, error) {
 	return nil, invalid("directories lead through too many symbolic links")
 }
 
+// needed reports whether there is something to move, or to refuse. It is what
+// nearly all layers need of grafting, and quick.
+func (g *grafter) needed(t *Tree) bool {
+	// leads has the directories that are, or lead to, Implied ones.
+	leads := make([]bool, len(t.Inodes))
+	for i := len(t.Inodes) - 1; i > 0; i-- {
+		if leads[i] || t.Attr(u32(i)).Flags&Implied != 0 {
+			leads[i], leads[t.Inodes[i].Parent] = true, true
+		}
+	}
+	type place struct {
+		inode uint32
+		parts []inodeRef
+	}
+	todo := []place{{parts: g.links.root(g.layer)}}
+	for len(todo) > 0 {
+		at := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		for _, e := range t.Children(at.inode) {
+			a := t.Attr(e.Inode)
+			if !leads[e.Inode] || a.Flags&Replaced != 0 {
+				continue
+			}
+			below := g.links.child(at.parts, e.Name)
+			if len(below) == 0 {
+				continue
+			}
+			isDir := g.links.layers[below[0].layer].Kind(below[0].inode) == Dir
+			switch {
+			case !isDir && a.Flags&Implied != 0:
+				return true
+			case isDir && a.Flags&Opaque == 0:
+				todo = append(todo, place{e.Inode, below})
+			}
+		}
+	}
+	return false
+}
+
 // graftPlace is a directory of the layer and what is below it: parts of a
-// directory. Before there are nodes, node is nil.
+// directory.
 type graftPlace struct {
-	inode uint32
 	node  *graftNode
 	parts []inodeRef
 	path  string
 }
 
-// search collects the directories to move. Without nodes it only tells, with
-// one move, that there are some.
-func (g *grafter) search(t *Tree, root *graftNode) error {
+// search collects the directories to move.
+func (g *grafter) search(root *graftNode) error {
 	g.moves = nil
 	todo := []graftPlace{{node: root, parts: g.links.root(g.layer)}}
 	for len(todo) > 0 {
 		at := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		for name, child := range g.directories(t, at) {
-			into, err := g.look(at, name, child)
+		for _, name := range slices.Sorted(maps.Keys(at.node.children)) {
+			n := at.node.children[name]
+			if n.kind != Dir {
+				continue
+			}
+			into, err := g.look(at, name, n)
 			if err != nil {
 				return err
 			}
 			if into != nil {
 				todo = append(todo, *into)
 			}
-			if root == nil && len(g.moves) > 0 {
-				return nil
-			}
 		}
 	}
 	return nil
-}
-
-// directories yields the children that are directories.
-func (g *grafter) directories(t *Tree, at graftPlace) iter.Seq2[string, *graftNode] {
-	return func(yield func(string, *graftNode) bool) {
-		if at.node == nil {
-			for _, e := range t.Children(at.inode) {
-				if a := t.Attr(e.Inode); a.Kind == Dir && !yield(e.Name, &graftNode{inode: e.Inode, attr: *a}) {
-					return
-				}
-			}
-			return
-		}
-		for _, name := range slices.Sorted(maps.Keys(at.node.children)) {
-			if n := at.node.children[name]; n.kind == Dir && !yield(name, n) {
-				return
-			}
-		}
-	}
 }
 
 // look compares a directory of the layer with what is below it. It returns the
@@ -205,11 +216,7 @@ func (g *grafter) look(at graftPlace, name string, n *graftNode) (*graftPlace, e
 	switch kind := g.links.layers[below[0].layer].Kind(below[0].inode); {
 	case kind == Dir && n.attr.Flags&Opaque != 0:
 	case kind == Dir:
-		into := graftPlace{inode: n.inode, parts: below, path: full}
-		if at.node != nil {
-			into.node = n
-		}
-		return &into, nil
+		return &graftPlace{n, below, full}, nil
 	case n.attr.Flags&Implied == 0:
 	case kind != Symlink:
 		return nil, invalid("%s is no directory in the layers below", full)
@@ -258,9 +265,9 @@ func (g *grafter) resolve(name string) (string, error) {
 	return done, nil
 }
 
-// nodes returns the nodes of a directory.
-func (g *grafter) nodes(inode uint32) *graftNode {
-	root := &graftNode{inode: inode, attr: *g.tree.Attr(inode)}
+// nodes returns the nodes of the layer.
+func (g *grafter) nodes() *graftNode {
+	root := &graftNode{attr: *g.tree.Attr(0)}
 	for todo := []*graftNode{root}; len(todo) > 0; todo = todo[1:] {
 		n := todo[0]
 		n.children = map[string]*graftNode{}
