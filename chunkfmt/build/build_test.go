@@ -347,3 +347,17 @@ func TestKeepsOldBlobs(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// More is listed than may be held in memory.
+func TestTraceSpills(t *testing.T) {
+	plain := makeTar(t, file("a", random(1, 6<<20)), file("b", random(2, 6<<20)))
+	l := layer(plain, plain)
+	o := build.Options{Trace: []build.Access{{Path: "b"}, {Path: "a", Offset: 1 << 20, Length: 3 << 20}}}
+	want := mustBuild(t, o, l)
+	o.MemoryLimit = 32 << 20
+	b := mustBuild(t, o, l)
+	b.wantFiles(t, plain)
+	if !bytes.Equal(b.Layers[0].Encoded, want.Layers[0].Encoded) {
+		t.Error("with less memory something else is built")
+	}
+}

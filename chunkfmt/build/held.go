@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 // memory as long as there is room, then in a file.
 type held struct {
 	list  []heldChunk
-	data  []byte
+	used  int64 // bytes in memory
 	limit int64
 	dir   string
 	file  *os.File
@@ -26,26 +27,26 @@ type heldChunk struct {
 	chunk  uint32 // in packer.chunks
 	rank   uint32
 	length uint32
-	spilt  bool
-	at     int64 // in data or file
+	data   []byte // nil: in the file
+	at     int64  // in the file
 }
 
 func (h *held) reset(b *builder) {
-	h.list, h.data, h.size = h.list[:0], h.data[:0], 0
+	h.list, h.used, h.size = nil, 0, 0
 	h.limit, h.dir = b.o.held, b.dir
 }
 
 // add keeps a copy of data.
 func (h *held) add(c heldChunk, data []byte) error {
 	c.length = uint32(len(data)) //nolint:gosec // G115: at most a group
-	if int64(len(h.data)+len(data)) <= h.limit {
-		c.at = int64(len(h.data))
-		h.data = append(h.data, data...)
+	if h.used+int64(len(data)) <= h.limit {
+		c.data = bytes.Clone(data)
+		h.used += int64(len(data))
 	} else {
 		if err := h.spill(data); err != nil {
 			return err
 		}
-		c.at, c.spilt = h.size, true
+		c.at = h.size
 		h.size += int64(len(data))
 	}
 	h.list = append(h.list, c)
@@ -67,8 +68,8 @@ func (h *held) spill(data []byte) error {
 }
 
 func (h *held) read(c *heldChunk, buf []byte) ([]byte, error) {
-	if !c.spilt {
-		return h.data[c.at : c.at+int64(c.length)], nil
+	if c.data != nil {
+		return c.data, nil
 	}
 	buf = buf[:c.length]
 	if _, err := io.ReadFull(io.NewSectionReader(h.file, c.at, int64(c.length)), buf); err != nil {
