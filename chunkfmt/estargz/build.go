@@ -79,7 +79,9 @@ func (b *builder) add(e *entry) error {
 	case strings.HasPrefix(base, whiteoutPrefix):
 		return b.draft.Remove(path.Join(path.Dir(name), strings.TrimPrefix(base, whiteoutPrefix)))
 	case e.Type == "hardlink":
-		return b.draft.Link(name, e.LinkName)
+		return b.link(name, e)
+	case name == "" && e.Type == "dir":
+		return nil // unpacking leaves the root directory as it is
 	}
 	n, err := node(e)
 	if err != nil {
@@ -94,13 +96,27 @@ func (b *builder) add(e *entry) error {
 	return nil
 }
 
+// link gives what it links to its attributes, as unpacking its header does.
+// Tables that have none for links leave it alone.
+func (b *builder) link(name string, e *entry) error {
+	if e.Mode == 0 && e.ModTime == "" {
+		return b.draft.Link(name, e.LinkName)
+	}
+	n, err := node(e)
+	if err != nil {
+		return err
+	}
+	return b.draft.LinkAs(name, e.LinkName, n)
+}
+
 var kinds = map[string]chunkfmt.Kind{
-	"dir":     chunkfmt.Dir,
-	"reg":     chunkfmt.File,
-	"symlink": chunkfmt.Symlink,
-	"char":    chunkfmt.CharDevice,
-	"block":   chunkfmt.BlockDevice,
-	"fifo":    chunkfmt.Fifo,
+	"hardlink": chunkfmt.LinkOut,
+	"dir":      chunkfmt.Dir,
+	"reg":      chunkfmt.File,
+	"symlink":  chunkfmt.Symlink,
+	"char":     chunkfmt.CharDevice,
+	"block":    chunkfmt.BlockDevice,
+	"fifo":     chunkfmt.Fifo,
 }
 
 // node makes the node of an entry that is no hard link.

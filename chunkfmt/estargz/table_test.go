@@ -209,3 +209,30 @@ func FuzzFooter(f *testing.F) {
 		}
 	})
 }
+
+// TestUnpacksAsContainerd checks what unpacking makes of attributes.
+func TestUnpacksAsContainerd(t *testing.T) {
+	x, err := build([]byte(table(
+		`{"name":"./","type":"dir","mode":448,"uid":7}`,
+		`{"name":"a","type":"fifo","mode":420,"modtime":"1969-12-31T23:59:59Z"}`,
+		`{"name":"b","type":"hardlink","linkName":"a"}`,
+		`{"name":"c","type":"fifo","mode":420}`,
+		`{"name":"d","type":"hardlink","linkName":"c","mode":384,"uid":7,"modtime":"2020-01-02T03:04:05.6Z"}`,
+	)), at, size, Options{Digest: chunkfmt.Sum(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]struct {
+		mode  uint16
+		uid   uint32
+		mtime int64
+	}{"": {0o755, 0, 0}, "a": {0o644, 0, 0}, "b": {0o644, 0, 0}, "c": {0o600, 7, 1577934245}, "d": {0o600, 7, 1577934245}} {
+		i, err := x.Lookup(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a, n := x.Attr(i), &x.Inodes[i]; a.Mode != want.mode || a.UID != want.uid || n.Mtime != want.mtime {
+			t.Errorf("%q is %+v %+v", name, a, n)
+		}
+	}
+}

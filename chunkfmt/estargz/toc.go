@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"time"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -53,7 +54,8 @@ func (e *entry) mtime() (int64, uint32, error) {
 	if err != nil {
 		return 0, 0, fmt.Errorf("%w: modtime: %w", chunkfmt.ErrInvalid, err)
 	}
-	if t.IsZero() {
+	// What containerd does to times that it cannot set.
+	if t.Before(time.Unix(0, 0)) || t.After(time.Unix(0, math.MaxInt64)) {
 		return 0, 0, nil
 	}
 	return t.Unix(), uint32(t.Nanosecond()), nil //nolint:gosec // G115: below 1e9
