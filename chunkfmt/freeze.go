@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 )
@@ -28,7 +29,12 @@ func (d *Draft) Freeze(chunks []Chunk, blobs []Blob) (*Tree, error) {
 			return nil, err
 		}
 	}
-	return f.tree, nil
+	// Places were made before it was known that they fit.
+	t := f.tree
+	if most := max(len(t.Inodes), len(t.Entries), len(t.Runs), len(t.Chunks), len(t.Inline)); most > math.MaxUint32 {
+		return nil, invalid("a table of the tree has %d entries", most)
+	}
+	return t, nil
 }
 
 type freezer struct {
@@ -52,14 +58,14 @@ func (f *freezer) number(root *Node) []*Node {
 		if n.Kind != Dir {
 			continue
 		}
-		t.Inodes[at].First = uint32(len(t.Entries))
-		t.Inodes[at].Count = uint32(len(n.children))
+		t.Inodes[at].First = u32(len(t.Entries))
+		t.Inodes[at].Count = u32(len(n.children))
 		for _, name := range slices.Sorted(maps.Keys(n.children)) {
 			child := n.children[name]
 			if !child.seen {
-				child.seen, child.inode = true, uint32(len(nodes))
+				child.seen, child.inode = true, u32(len(nodes))
 				nodes = append(nodes, child)
-				t.Inodes = append(t.Inodes, Inode{Parent: uint32(at)})
+				t.Inodes = append(t.Inodes, Inode{Parent: u32(at)})
 				if child.Kind == Dir {
 					t.Inodes[child.inode].Nlink = 1 // its own "."
 					t.Inodes[at].Nlink++
@@ -100,7 +106,7 @@ func (f *freezer) placeChunks(chunks []Chunk, nodes []*Node) error {
 		} else if c != out[len(out)-1] {
 			return fmt.Errorf("%w: two chunks at byte %d of group %d of blob %d", ErrInvalid, c.Offset, c.Group, c.Blob)
 		}
-		f.places[at] = uint32(len(out) - 1)
+		f.places[at] = u32(len(out) - 1)
 	}
 	f.tree.Chunks = out
 	return nil
@@ -141,7 +147,7 @@ func (f *freezer) attr(n *Node) uint32 {
 	a := Attr{Kind: n.Kind, Flags: n.flags, Mode: n.Mode, UID: n.UID, GID: n.GID, Xattrs: f.xattrSet(n.Xattrs)}
 	at, ok := f.attrs[a]
 	if !ok {
-		at = uint32(len(f.tree.Attrs))
+		at = u32(len(f.tree.Attrs))
 		f.attrs[a] = at
 		f.tree.Attrs = append(f.tree.Attrs, a)
 	}
@@ -155,7 +161,7 @@ func (f *freezer) xattrSet(set []Xattr) uint32 {
 	}
 	at, ok := f.xattrs[key.String()]
 	if !ok {
-		at = uint32(len(f.tree.Xattrs))
+		at = u32(len(f.tree.Xattrs))
 		f.xattrs[key.String()] = at
 		f.tree.Xattrs = append(f.tree.Xattrs, set)
 	}
@@ -165,7 +171,7 @@ func (f *freezer) xattrSet(set []Xattr) uint32 {
 func (f *freezer) target(s string) uint32 {
 	at, ok := f.targets[s]
 	if !ok {
-		at = uint32(len(f.tree.Targets))
+		at = u32(len(f.tree.Targets))
 		f.targets[s] = at
 		f.tree.Targets = append(f.tree.Targets, s)
 	}
@@ -179,15 +185,15 @@ func (f *freezer) content(n *Node) (first, count uint32) {
 		if len(n.Inline) == 0 {
 			return 0, 0
 		}
-		first = uint32(len(t.Inline))
+		first = u32(len(t.Inline))
 		t.Inline = append(t.Inline, n.Inline...)
 		return first, 0
 	}
-	first = uint32(len(t.Runs))
+	first = u32(len(t.Runs))
 	for _, c := range n.Chunks {
 		t.Runs = extend(t.Runs, int(first), f.places[c])
 	}
-	return first, uint32(len(t.Runs)) - first
+	return first, u32(len(t.Runs)) - first
 }
 
 // extend adds a chunk to the runs of one file, which begin at first. Runs are

@@ -154,5 +154,6 @@ func (h cursorHeap) sink(i int) {
 	}
 }
 
-// u32 is for numbers of layers and places in tables, which newMerger bounds.
+// u32 is for numbers of layers and places in tables, which newMerger and Freeze
+// bound.
 func u32(n int) uint32 { return uint32(n) } //nolint:gosec // as said
