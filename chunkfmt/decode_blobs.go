@@ -54,7 +54,7 @@ func (d *decoder) blobRows(r *reader, groups []Group) error {
 		}
 		b.External = flags&blobExternal != 0
 		b.Unproven = flags&blobUnproven != 0
-		b.Size = int64(r.atMost(1 << 62))                                 //nolint:gosec // bounded
+		b.Size = int64(r.atMost(maxBlobSize))                             //nolint:gosec // bounded
 		b.DeviceSize = int64(r.atMost(MaxFileSize/BlockSize)) * BlockSize //nolint:gosec // bounded
 		n := r.atMost(uint64(len(groups)))
 		if n > 0 {

@@ -9,10 +9,10 @@ import (
 
 // fill writes the inodes, all but what placeEntries has written.
 func (m *merger) fill() error {
-	runs, chunks := 0, 0
+	runs, chunks := uint64(0), uint64(0)
 	for i := range m.layers {
-		runs += len(m.layers[i].Runs)
-		chunks += len(m.layers[i].Chunks)
+		runs += uint64(len(m.layers[i].Runs))
+		chunks += uint64(len(m.layers[i].Chunks))
 	}
 	// A layer's run breaks where the merged tree has other layers' chunks in
 	// between. That is rare, and must not let a few runs become billions.
@@ -28,7 +28,7 @@ func (m *merger) fill() error {
 			continue
 		}
 		m.fillInode(n, m.sources[i])
-		if len(m.out.Runs) > most {
+		if uint64(len(m.out.Runs)) > most {
 			return fmt.Errorf("%w: the layers' chunks lie between each other: more than %d runs", ErrInvalid, most)
 		}
 	}

@@ -5,6 +5,10 @@ import (
 	"fmt"
 )
 
+// maxBlobSize bounds the stored bytes of a blob, which only that of an External
+// one could reach.
+const maxBlobSize = 1 << 62
+
 func (v *validator) checkBlobs() error {
 	seen := make(map[Digest]bool, len(v.Blobs))
 	for i := range v.Blobs {
@@ -22,7 +26,7 @@ func (v *validator) checkBlobs() error {
 
 func (v *validator) checkBlob(b *Blob) error {
 	switch {
-	case b.Size <= 0:
+	case b.Size <= 0 || b.Size > maxBlobSize:
 		return invalid("size %d", b.Size)
 	case b.DeviceSize < 0 || b.DeviceSize > MaxFileSize || b.DeviceSize%BlockSize != 0:
 		return invalid("device size %d", b.DeviceSize)

@@ -144,6 +144,7 @@ var breakages = map[string]breakage{
 	"hole too long":        {"packed", func(_ testing.TB, x *Index) { x.Chunks[1].Length = MaxGroupPlain + 1 }, "bytes"},
 	"blob twice":           {"packed", func(_ testing.TB, x *Index) { x.Blobs[1].Digest = x.Blobs[0].Digest }, "digest"},
 	"blob without digest":  {"packed", func(_ testing.TB, x *Index) { x.Blobs[1].Digest = Digest{} }, "digest"},
+	"blob endless":         {"external", func(_ testing.TB, x *Index) { x.Blobs[0].Size = 1<<62 + 1 }, "size"},
 	"blob empty":           {"packed", func(_ testing.TB, x *Index) { x.Blobs[1].Size = 0; x.Blobs[1].Groups = nil }, "size"},
 	"blob size":            {"packed", func(_ testing.TB, x *Index) { x.Blobs[0].Size++ }, "9001"},
 	"group offset":         {"packed", func(_ testing.TB, x *Index) { x.Blobs[0].Groups[1].Offset++ }, "group 1"},
