@@ -31,7 +31,7 @@ func (d *Draft) Freeze(chunks []Chunk, blobs []Blob) (*Tree, error) {
 	}
 	// Places were made before it was known that they fit.
 	t := f.tree
-	if most := max(len(t.Inodes), len(t.Entries), len(t.Runs), len(t.Chunks), len(t.Inline)); most > math.MaxUint32 {
+	if most := max(len(t.Inodes), len(t.Entries), len(t.Runs), len(t.Chunks), len(t.Inline)); uint64(most) > math.MaxUint32 {
 		return nil, invalid("a table of the tree has %d entries", most)
 	}
 	return t, nil
