@@ -120,11 +120,11 @@ func (o Options) resolve() (*settings, error) {
 		return nil, fmt.Errorf("options of the build: %w", err)
 	}
 	s := &settings{Options: o, level: zstd.EncoderLevelFromZstd(o.Level)}
-	// Half of the limit is left to the garbage collector, which lets the heap
-	// grow to twice of what is in use.
-	room := o.MemoryLimit / 2
+	// The garbage collector lets the heap grow to twice of what is in use, and
+	// the trees need their share.
+	room := o.MemoryLimit / 3
 	perWorker := encoderMemory(s.level) + 4*o.GroupSize
-	s.Workers = int(max(1, min(int64(o.Workers), room/2/perWorker)))
+	s.Workers = int(max(1, min(int64(o.Workers), room*3/4/perWorker)))
 	s.queue = s.Workers + 1
 	room -= int64(s.Workers) * perWorker
 	if len(o.Trace) > 0 {
