@@ -251,7 +251,6 @@ func (r Ref) WithDigest(d digest.Digest) Ref {
 }
 
 // WithTag returns a reference to a tag at the same place.
-// WithTag returns a reference to a tag at the same place.
 func (r Ref) WithTag(tag string) Ref {
 	r.Tag, r.Digest = tag, ""
 	return r

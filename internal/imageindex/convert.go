@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"os"
+	"slices"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -22,17 +23,19 @@ type ConvertOptions struct {
 	Build build.Options
 	// AsImage writes an ordinary image to the target, and the index of that.
 	AsImage bool
-	// Dictionary is an image whose chunks are used instead of storing them
-	// again, and DictionarySource where its blobs are. Default: none.
-	Dictionary       *Loaded
+	// Dictionary returns the indexes of another image for the platform, nil if
+	// there are none, whose chunks are used instead of storing them again;
+	// DictionarySource is where its blobs are. Default: none.
+	Dictionary       func(context.Context, v1.Platform) (*Loaded, error)
 	DictionarySource *image.Source
 	// Key signs the artifact. Default: it is not signed.
 	Key *trust.PrivateKey
 	// Tag of the artifact besides artifact.Tag. With several platforms it gets
-	// "-OS-ARCH" added. Default: none, or that of a target which is an OCI
-	// layout of its own.
+	// "-OS-ARCH" added. It must not name an image. Default: in an OCI layout the
+	// tag of the target, unless that names the image itself; else none.
 	Tag string
-	// Dir is where new blobs wait to be pushed; it must exist.
+	// Dir is where new blobs wait to be pushed; it must exist. Those of a platform
+	// are removed when they have been pushed, or when Convert fails.
 	Dir string
 	// Image has what sources and targets need.
 	Image image.Options
@@ -62,9 +65,11 @@ type Converted struct {
 	Root     string `json:"root"`
 	// SignedBy is the ID of the key; empty if the artifact is not signed. Bound
 	// artifacts need no signature.
-	SignedBy string           `json:"signed_by"`
-	Bound    bool             `json:"bound"`
-	Layers   []ConvertedLayer `json:"layers"`
+	SignedBy string `json:"signed_by"`
+	Bound    bool   `json:"bound"`
+	// Copied says that the image was copied to the target, which did not have it.
+	Copied bool             `json:"copied"`
+	Layers []ConvertedLayer `json:"layers"`
 	// ImageBytes are those of the image's own layers as they were read,
 	// TarBytes of them unpacked, PlainBytes of the files in them.
 	ImageBytes int64 `json:"image_bytes"`
@@ -104,39 +109,76 @@ type ConvertedLayer struct {
 }
 
 // Convert makes the index of each image of a source and pushes it to a target,
-// which may be the source itself.
+// which may be the source itself. An index is of no use in a repository without
+// its image: one that is not there is copied to the target's tag. An OCI layout
+// gets what reading the index takes: the image's manifest and configuration, and
+// those of its layers that are indexed in place. What the target's tag or
+// ConvertOptions.Tag names already and is something else is left alone: ErrTaken.
 func Convert(ctx context.Context, src *image.Source, to image.Ref, o ConvertOptions) (_ []*Converted, err error) {
 	images, err := src.Images(ctx)
 	if err != nil {
 		return nil, err
+	}
+	for _, img := range images {
+		if len(img.Layers) == 0 {
+			return nil, fmt.Errorf("image %s of %s: %w: it has no layers, and so nothing to index", img.Descriptor.Digest, src.Ref(), image.ErrUnsupported)
+		}
 	}
 	if o.DictionarySource != nil {
 		if from := o.DictionarySource.Ref(); from.Kind == to.Kind && from.Registry == to.Registry && from.Repository != to.Repository {
 			o.Image.MountFrom = append(o.Image.MountFrom, from.Repository)
 		}
 	}
+	if from := src.Ref(); from.Kind == image.KindRegistry && from.Registry == to.Registry && from.Repository != to.Repository {
+		o.Image.MountFrom = append(o.Image.MountFrom, from.Repository)
+	}
 	target, err := image.OpenTarget(ctx, to, o.Image)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, target.Close()) }()
+	c := &conversion{o: &o, src: src, target: target, images: images}
+	if err := c.look(ctx); err != nil {
+		return nil, err
+	}
+	return c.run(ctx)
+}
+
+// conversion is one call of Convert.
+type conversion struct {
+	o      *ConvertOptions
+	src    *image.Source
+	target *image.Target
+	images []*image.Image
+	// tag of the artifact, before a platform is added to it.
+	tag string
+	// missing says which images the target does not have, but needs.
+	missing []bool
+}
+
+func (c *conversion) run(ctx context.Context) ([]*Converted, error) {
 	var all []*Converted
 	var manifests []v1.Descriptor
-	for _, img := range images {
-		c := &converter{o: &o, src: src, target: target, img: img, report: &Converted{Platform: image.FormatPlatform(img.Platform)}}
-		c.tag = c.chooseTag(len(images))
-		desc, err := c.convert(ctx, len(images) == 1)
+	tagged := c.o.AsImage || slices.Contains(c.missing, true)
+	for i, img := range c.images {
+		p := &converter{
+			o: c.o, src: c.src, target: c.target, img: img,
+			tag: c.tagFor(img.Platform), copied: c.missing[i],
+			report: &Converted{Platform: image.FormatPlatform(img.Platform), Copied: c.missing[i]},
+		}
+		if tagged && len(c.images) == 1 {
+			p.imageTag = tagOf(c.target.Ref())
+		}
+		desc, err := p.convert(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.report.Platform, err)
+			return nil, fmt.Errorf("%s: %w", p.report.Platform, err)
 		}
 		desc.Platform = &img.Platform
 		manifests = append(manifests, desc)
-		all = append(all, c.report)
+		all = append(all, p.report)
 	}
-	if o.AsImage && len(images) > 1 {
-		if err := pushIndex(ctx, target, manifests); err != nil {
-			return nil, err
-		}
+	if tagged && len(c.images) > 1 {
+		return all, pushIndex(ctx, c.target, manifests)
 	}
 	return all, nil
 }
@@ -147,7 +189,12 @@ type converter struct {
 	src    *image.Source
 	target *image.Target
 	img    *image.Image
-	tag    string
+	// tag of the artifact, and imageTag of the image that is written; none if
+	// empty.
+	tag, imageTag string
+	// copied says that the image goes to the target too.
+	copied bool
+	dir    string
 	report *Converted
 
 	built    *build.Result
@@ -157,29 +204,16 @@ type converter struct {
 	subjectManifest []byte
 }
 
-func (c *converter) chooseTag(images int) string {
-	tag := c.o.Tag
-	to := c.target.Ref()
-	if tag == "" && !c.o.AsImage && to.Kind == image.KindLayout && to.Path != c.src.Ref().Path {
-		tag = to.Tag
+// convert returns the descriptor of the manifest whose index was made.
+func (c *converter) convert(ctx context.Context) (_ v1.Descriptor, err error) {
+	if c.dir, err = os.MkdirTemp(c.o.Dir, "blobs-"); err != nil {
+		return v1.Descriptor{}, fmt.Errorf("make a directory for new blobs: %w", err)
 	}
-	if tag != "" && images > 1 {
-		tag += "-" + strings.ReplaceAll(c.report.Platform, "/", "-")
-	}
-	return tag
-}
-
-// convert returns the descriptor of the manifest whose index was made. only
-// says that the source has no other image.
-func (c *converter) convert(ctx context.Context, only bool) (v1.Descriptor, error) {
-	if err := c.build(ctx); err != nil {
-		return v1.Descriptor{}, err
-	}
-	if err := c.describe(); err != nil {
-		return v1.Descriptor{}, err
-	}
-	if err := c.push(ctx, only); err != nil {
-		return v1.Descriptor{}, err
+	defer func() { err = errors.Join(err, os.RemoveAll(c.dir)) }()
+	for _, step := range []func(context.Context) error{c.build, c.describe, c.push} {
+		if err := step(ctx); err != nil {
+			return v1.Descriptor{}, err
+		}
 	}
 	return c.subject, nil
 }
@@ -202,7 +236,13 @@ func (c *converter) build(ctx context.Context) error {
 	}
 	o := c.o.Build
 	if c.o.Dictionary != nil {
-		o.Dictionary = c.o.Dictionary.Indexes
+		d, err := c.o.Dictionary(ctx, c.img.Platform)
+		if err != nil {
+			return fmt.Errorf("dictionary: %w", err)
+		}
+		if d != nil {
+			o.Dictionary = d.Indexes
+		}
 	}
 	read := make([]int64, len(layers))
 	o.Progress = func(e build.Event) {
@@ -211,7 +251,7 @@ func (c *converter) build(ctx context.Context) error {
 		c.tell(progress)
 	}
 	var err error
-	if c.built, err = build.Build(ctx, layers, c.o.Dir, o); err != nil {
+	if c.built, err = build.Build(ctx, layers, c.dir, o); err != nil {
 		return err
 	}
 	progress.Read = progress.ReadTotal

@@ -1,6 +1,7 @@
 package imageindex
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -15,7 +16,7 @@ import (
 
 // describe makes the artifact of what was built, and the manifest of the image
 // that AsImage writes.
-func (c *converter) describe() error {
+func (c *converter) describe(context.Context) error {
 	c.artifact = &artifact.Image{Root: c.built.Root}
 	inPlace := map[chunkfmt.Digest]bool{}
 	for i := range c.built.Layers {

@@ -199,7 +199,7 @@ func find(t *testing.T, ref image.Ref, p *trust.Policy) (*image.Source, *imagein
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := imageindex.Find(t.Context(), src, r.Descriptor, r.Manifest, p)
+	f, err := imageindex.Find(t.Context(), src, r, p)
 	return src, f, err
 }
 
@@ -256,7 +256,7 @@ func checkContent(t *testing.T, ref image.Ref, p *trust.Policy, want files) *ima
 // noise is content that does not compress away.
 func noise(seed, n int) string {
 	p := make([]byte, n)
-	x := uint32(seed)*2654435761 + 1 //nolint:gosec // only has to be odd and different
+	x := uint32(seed)*2654435761 + 1
 	for i := range p {
 		x ^= x << 13
 		x ^= x >> 17
@@ -319,7 +319,7 @@ func TestFindSaysWhy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := imageindex.FindAny(t.Context(), src, r.Descriptor, r.Manifest, nil)
+	f, err := imageindex.FindAny(t.Context(), src, r, nil)
 	if err != nil || f.Artifact == nil || !errors.Is(f.Untrusted, trust.ErrUntrusted) {
 		t.Errorf("found %+v, %v", f, err)
 	}
@@ -361,7 +361,7 @@ func TestDictionaryIsMountedNotCopied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := convert(t, v2ref, v2ref, imageindex.ConvertOptions{Key: key, Dictionary: loaded, DictionarySource: dictionary})
+	c := convert(t, v2ref, v2ref, imageindex.ConvertOptions{Key: key, Dictionary: func(context.Context, v1.Platform) (*imageindex.Loaded, error) { return loaded, nil }, DictionarySource: dictionary})
 	if c[0].BlobBytes > 52_000 || c[0].SentBytes > 60_000 {
 		t.Errorf("%d bytes of blobs, %d sent, for 50,000 new ones", c[0].BlobBytes, c[0].SentBytes)
 	}

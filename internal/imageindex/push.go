@@ -20,9 +20,10 @@ import (
 // uploads is how many blobs are pushed at a time.
 const uploads = 4
 
-// push sends blobs, then the image if one was written, then the artifact, then
-// its signature.
-func (c *converter) push(ctx context.Context, only bool) error {
+// push sends blobs, then the image's manifest if the target needs it, then the
+// artifact, its signature, and last the tag of the image: who finds the image by
+// its tag finds its index.
+func (c *converter) push(ctx context.Context) error {
 	blobs, err := c.blobs()
 	if err != nil {
 		return err
@@ -30,8 +31,10 @@ func (c *converter) push(ctx context.Context, only bool) error {
 	if err := c.pushBlobs(ctx, blobs); err != nil {
 		return err
 	}
-	if err := c.pushSubject(ctx, only); err != nil {
-		return err
+	if c.needsSubject() {
+		if _, err := c.target.PushManifest(ctx, c.subjectManifest, c.subject.MediaType, ""); err != nil {
+			return err
+		}
 	}
 	data, desc, err := c.artifact.Manifest()
 	if err != nil {
@@ -47,7 +50,11 @@ func (c *converter) push(ctx context.Context, only bool) error {
 			return err
 		}
 	}
-	return c.sign(ctx, desc)
+	if err := c.sign(ctx, desc); err != nil || c.imageTag == "" {
+		return err
+	}
+	_, err = c.target.PushManifest(ctx, c.subjectManifest, c.subject.MediaType, c.imageTag)
+	return err
 }
 
 // blobs returns everything that the target has to have, each once.
@@ -83,10 +90,34 @@ func (c *converter) blobs() ([]image.Blob, error) {
 		add(c.dictionaryBlob(desc))
 	}
 	add(image.BytesBlob(v1.MediaTypeEmptyJSON, v1.DescriptorEmptyJSON.Data))
-	if c.needsConfig() {
+	if c.needsSubject() {
 		add(image.BytesBlob(v1.MediaTypeImageConfig, c.img.Config))
 	}
+	for i := range c.img.Layers {
+		if c.needsLayer(i) {
+			add(c.layerBlob(&c.img.Layers[i]))
+		}
+	}
 	return all, nil
+}
+
+// needsSubject says whether the image's manifest and configuration go with the
+// index: of an image that is written or copied, and to every layout.
+func (c *converter) needsSubject() bool {
+	return c.o.AsImage || c.copied || c.target.Ref().Kind == image.KindLayout
+}
+
+// needsLayer says whether a layer of the image goes with the index.
+func (c *converter) needsLayer(i int) bool {
+	return c.copied || c.target.Ref().Kind == image.KindLayout && c.built.Layers[i].InPlace
+}
+
+func (c *converter) layerBlob(l *image.Layer) image.Blob {
+	b := image.Blob{Descriptor: l.Descriptor, Open: l.Open}
+	if from, to := c.src.Ref(), c.target.Ref(); from.Kind == image.KindRegistry && from.Registry == to.Registry && from.Repository != to.Repository {
+		b.MountFrom = []string{from.Repository}
+	}
+	return b
 }
 
 // dictionaryBlob is mounted where the registry can, else copied.
@@ -97,12 +128,6 @@ func (c *converter) dictionaryBlob(desc v1.Descriptor) image.Blob {
 		b.MountFrom = []string{from.Repository}
 	}
 	return b
-}
-
-// needsConfig says whether the image's configuration goes with the index: into
-// the image that is written, and into a layout that does not have it.
-func (c *converter) needsConfig() bool {
-	return c.o.AsImage || c.target.Ref().Kind == image.KindLayout
 }
 
 func (c *converter) pushBlobs(ctx context.Context, blobs []image.Blob) error {
@@ -133,25 +158,6 @@ func (c *converter) pushBlobs(ctx context.Context, blobs []image.Blob) error {
 	return nil
 }
 
-// pushSubject pushes the image that was written; and, to a layout, the manifest
-// of the image that the index is of, without its layers, so that the index can
-// be used without the image's own place.
-func (c *converter) pushSubject(ctx context.Context, only bool) error {
-	to := c.target.Ref()
-	if !c.o.AsImage && to.Kind != image.KindLayout {
-		return nil
-	}
-	tag := ""
-	if c.o.AsImage && only {
-		tag = to.Tag
-		if tag == "" {
-			tag = "latest"
-		}
-	}
-	_, err := c.target.PushManifest(ctx, c.subjectManifest, c.subject.MediaType, tag)
-	return err
-}
-
 func (c *converter) sign(ctx context.Context, artifactDesc v1.Descriptor) error {
 	if c.o.Key == nil {
 		return nil
@@ -175,10 +181,6 @@ func pushIndex(ctx context.Context, target *image.Target, manifests []v1.Descrip
 	if err != nil {
 		return fmt.Errorf("write the index of platforms: %w", err)
 	}
-	tag := target.Ref().Tag
-	if tag == "" {
-		tag = "latest"
-	}
-	_, err = target.PushManifest(ctx, data, v1.MediaTypeImageIndex, tag)
+	_, err = target.PushManifest(ctx, data, v1.MediaTypeImageIndex, tagOf(target.Ref()))
 	return err
 }

@@ -21,6 +21,9 @@ type Resolved struct {
 	Descriptor v1.Descriptor
 	Manifest   []byte
 	Platform   v1.Platform
+	// Artifact is set where the reference names the artifact of an image: then
+	// no other one is looked for.
+	Artifact *v1.Descriptor
 	// Config is nil where it cannot be read, which only an artifact that was
 	// taken away from its image may lack.
 	Config *v1.Image
@@ -29,12 +32,15 @@ type Resolved struct {
 // Resolve returns the image of a source. A reference to the artifact of an
 // image stands for the image. choose picks one of several platforms.
 func Resolve(ctx context.Context, src *image.Source, choose func([]v1.Platform) (int, error)) (*Resolved, error) {
-	data, _, err := src.Manifest(ctx, "")
+	data, desc, err := src.Manifest(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	if TypeOf(data) == artifact.ArtifactType {
-		return resolveSubject(ctx, src, data)
+	switch TypeOf(data) {
+	case artifact.ArtifactType:
+		return resolveSubject(ctx, src, data, desc)
+	case artifact.SignatureType:
+		return nil, fmt.Errorf("%s: %w: it is the signature of an index: name the image or the index", src.Ref(), image.ErrUnsupported)
 	}
 	images, err := src.Images(ctx)
 	if err != nil {
@@ -56,12 +62,12 @@ func Resolve(ctx context.Context, src *image.Source, choose func([]v1.Platform) 
 	return &Resolved{Descriptor: img.Descriptor, Manifest: img.Manifest, Platform: img.Platform, Config: config}, nil
 }
 
-func resolveSubject(ctx context.Context, src *image.Source, data []byte) (*Resolved, error) {
+func resolveSubject(ctx context.Context, src *image.Source, data []byte, desc v1.Descriptor) (*Resolved, error) {
 	a, err := artifact.Parse(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", src.Ref(), err)
 	}
-	r := &Resolved{}
+	r := &Resolved{Artifact: &desc}
 	if r.Manifest, r.Descriptor, err = src.Manifest(ctx, a.Subject.Digest.String()); err != nil {
 		return nil, fmt.Errorf("the image whose index is %s: %w", src.Ref(), err)
 	}

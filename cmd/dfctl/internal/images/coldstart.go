@@ -20,14 +20,17 @@ import (
 // maxLibraries bounds the libraries that are followed from a program.
 const maxLibraries = 256
 
+// shownMissing is how many missing paths are named in the text.
+const shownMissing = 3
+
 // ColdStart is what a node without anything of the image fetches to start it.
 type ColdStart struct {
 	// Basis is "trace", or "command" for the image's command, its interpreter
 	// and the libraries that they name.
 	Basis string `json:"basis"`
 	Files int    `json:"files"`
-	// Missing are paths that the trace or the program names and the image does
-	// not have.
+	// Missing are paths and names of libraries that the trace or the program
+	// names and the image does not have, or not where loaders look first.
 	Missing []string `json:"missing,omitempty"`
 	// Groups and GroupBytes must be fetched besides the indexes.
 	Groups     int   `json:"groups"`
@@ -43,8 +46,15 @@ func (c *ColdStart) text() string {
 	if c.Basis == "trace" {
 		what = "the trace"
 	}
-	return fmt.Sprintf("%s: %s of indexes and %s (%s) for %s, %s",
-		output.Bytes(c.IndexBytes+c.GroupBytes), output.Bytes(c.IndexBytes), output.Count(c.Groups, "group"), output.Bytes(c.GroupBytes), what, output.Count(c.Files, "file"))
+	text := fmt.Sprintf("%s: %s of indexes and %s of %s for %s (%s)",
+		output.Bytes(c.IndexBytes+c.GroupBytes), output.Bytes(c.IndexBytes), output.Bytes(c.GroupBytes), output.Count(c.Groups, "group"), what, output.Count(c.Files, "file"))
+	if n := len(c.Missing); n > 0 {
+		text += fmt.Sprintf("; not in the image: %s", output.Clean(strings.Join(c.Missing[:min(n, shownMissing)], ", ")))
+		if n > shownMissing {
+			text += fmt.Sprintf(" and %d more", n-shownMissing)
+		}
+	}
+	return text
 }
 
 // starter collects what a start reads.
@@ -54,6 +64,9 @@ type starter struct {
 	start  *ColdStart
 	inodes map[uint32]bool
 	groups map[chunkfmt.GroupRef]bool
+	// env and dir are the image's environment and working directory.
+	env []string
+	dir string
 }
 
 // coldStart returns nil if nothing says what a start reads.
@@ -62,9 +75,7 @@ func coldStart(ctx context.Context, s *subject, tree *chunkfmt.Tree, trace strin
 		tree: tree, reader: content.NewReader(tree, imageindex.Stored{Source: s.source}, content.Options{}),
 		start: &ColdStart{Basis: "command"}, inodes: map[uint32]bool{}, groups: map[chunkfmt.GroupRef]bool{},
 	}
-	for _, n := range s.Sizes {
-		c.start.IndexBytes += n
-	}
+	c.start.IndexBytes = s.IndexBytes()
 	switch {
 	case trace != "":
 		c.start.Basis = "trace"
@@ -80,7 +91,8 @@ func coldStart(ctx context.Context, s *subject, tree *chunkfmt.Tree, trace strin
 		if len(command) == 0 {
 			return nil, nil
 		}
-		if err := c.program(ctx, c.find(command[0], s.config.Config.Env)); err != nil {
+		c.env, c.dir = s.config.Config.Env, s.config.Config.WorkingDir
+		if err := c.program(ctx, c.find(command[0])); err != nil {
 			return nil, fmt.Errorf("see what %s needs: %w", command[0], err)
 		}
 	default:
@@ -127,13 +139,16 @@ func (c *starter) use(inode uint32, off, n int64) {
 	}
 }
 
-// find looks a command up in the PATH of the image.
-func (c *starter) find(command string, env []string) string {
-	if strings.Contains(command, "/") {
+// find looks a command up as a shell would.
+func (c *starter) find(command string) string {
+	if path.IsAbs(command) {
 		return command
 	}
+	if strings.Contains(command, "/") {
+		return path.Join("/", c.dir, command)
+	}
 	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	for _, e := range env {
+	for _, e := range c.env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			search = v
 		}
@@ -181,7 +196,7 @@ func (c *starter) needs(ctx context.Context, inode uint32) ([]string, error) {
 	}
 	if line, ok := strings.CutPrefix(string(head[:n]), "#!"); ok {
 		line, _, _ = strings.Cut(line, "\n")
-		return strings.Fields(line)[:min(1, len(strings.Fields(line)))], nil
+		return c.interpreter(strings.Fields(line)), nil
 	}
 	f, err := elf.NewFile(r)
 	if err != nil {
@@ -203,13 +218,33 @@ func (c *starter) needs(ctx context.Context, inode uint32) ([]string, error) {
 	for _, lib := range libraries {
 		if p, ok := c.library(lib); ok {
 			needs = append(needs, p)
+		} else {
+			c.start.Missing = append(c.start.Missing, lib)
 		}
 	}
 	return needs, r.err
 }
 
-// library finds a library where the usual loaders look; "*" directories are
-// those of the machine's architecture.
+// interpreter returns the programs that the first line of a script names: one,
+// and with /usr/bin/env that which env starts.
+func (c *starter) interpreter(words []string) []string {
+	if len(words) == 0 {
+		return nil
+	}
+	needs := words[:1:1]
+	if path.Base(words[0]) != "env" {
+		return needs
+	}
+	for _, w := range words[1:] {
+		if !strings.HasPrefix(w, "-") && !strings.Contains(w, "=") {
+			return append(needs, c.find(w))
+		}
+	}
+	return needs
+}
+
+// library finds a library where the usual loaders look, without what programs
+// and caches of loaders say of other places.
 func (c *starter) library(name string) (string, bool) {
 	for _, dir := range []string{"/lib64", "/usr/lib64", "/lib", "/usr/lib"} {
 		if _, err := c.tree.Resolve(path.Join(dir, name)); err == nil {

@@ -14,7 +14,9 @@ import (
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
+	"github.com/damselfly-io/damselfly/chunkfmt/build"
 	"github.com/damselfly-io/damselfly/chunkfmt/content"
+	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
@@ -71,8 +73,7 @@ type subject struct {
 	*imageindex.Loaded
 	source   *image.Source
 	platform v1.Platform
-	// manifest of the image, which is not there if the artifact was named
-	// itself and lies alone.
+	// desc is that of the image's manifest.
 	desc v1.Descriptor
 	// config of the image; nil if it is not there.
 	config *v1.Image
@@ -113,7 +114,7 @@ func openSubject(ctx context.Context, src *image.Source, policy *trust.Policy) (
 	if err != nil {
 		return nil, err
 	}
-	found, err := imageindex.FindAny(ctx, src, resolved.Descriptor, resolved.Manifest, policy)
+	found, err := imageindex.FindAny(ctx, src, resolved, policy)
 	if errors.Is(err, imageindex.ErrNoIndex) {
 		return nil, fmt.Errorf("%w: make one with: dfctl image convert %s", err, src.Ref())
 	}
@@ -125,6 +126,30 @@ func openSubject(ctx context.Context, src *image.Source, policy *trust.Policy) (
 		return nil, err
 	}
 	return &subject{Loaded: loaded, source: src, platform: resolved.Platform, desc: resolved.Descriptor, config: resolved.Config}, nil
+}
+
+// Trust says whether the index may be used, by the policy of this machine.
+type Trust struct {
+	Trusted bool   `json:"trusted"`
+	Reason  string `json:"reason"` // bound, signed or unsigned; or why not
+	Key     string `json:"key,omitempty"`
+}
+
+func (s *subject) trust() Trust {
+	if s.Untrusted != nil {
+		return Trust{Reason: s.Untrusted.Error()}
+	}
+	return Trust{Trusted: true, Reason: string(s.Verdict.Reason), Key: s.Verdict.Key}
+}
+
+func (t Trust) text() string {
+	switch {
+	case !t.Trusted:
+		return "no: " + output.Clean(t.Reason)
+	case t.Key != "":
+		return "yes, " + t.Reason + " by key " + t.Key
+	}
+	return "yes, " + t.Reason
 }
 
 // preferred chooses this machine's platform among several.
@@ -151,7 +176,8 @@ func (r *reading) loadPolicy(getenv func(string) string) (*trust.Policy, error) 
 	var policy *trust.Policy
 	file := r.policy
 	if file == "" {
-		if _, err := os.Stat(systemPolicy); err == nil {
+		// One that cannot be read must not count as none.
+		if _, err := os.Stat(systemPolicy); !errors.Is(err, os.ErrNotExist) {
 			file = systemPolicy
 		}
 	}
@@ -176,15 +202,22 @@ func (r *reading) loadPolicy(getenv func(string) string) (*trust.Policy, error) 
 	return policy.With(key.Public())
 }
 
+// codes are the exit codes of errors. The first that fits counts.
+var codes = []struct {
+	code    int
+	targets []error
+}{
+	{exit.Refused, []error{trust.ErrUntrusted}},
+	{exit.Mismatch, []error{image.ErrCorrupt, artifact.ErrMismatch, content.ErrCorrupt, merkle.ErrMismatch, build.ErrMismatch}},
+	{exit.Refused, []error{image.ErrDenied}},
+	{exit.NotFound, []error{image.ErrNotFound, imageindex.ErrNoIndex, image.ErrNoPlatform}},
+}
+
 // withCode gives errors their exit codes.
 func withCode(err error) error {
-	for code, targets := range map[int][]error{
-		exit.NotFound: {image.ErrNotFound, imageindex.ErrNoIndex, image.ErrNoPlatform},
-		exit.Refused:  {image.ErrDenied, trust.ErrUntrusted},
-		exit.Mismatch: {image.ErrCorrupt, artifact.ErrMismatch, content.ErrCorrupt},
-	} {
-		if slices.ContainsFunc(targets, func(target error) bool { return errors.Is(err, target) }) {
-			return exit.With(code, err)
+	for _, c := range codes {
+		if slices.ContainsFunc(c.targets, func(target error) bool { return errors.Is(err, target) }) {
+			return exit.With(c.code, err)
 		}
 	}
 	return err

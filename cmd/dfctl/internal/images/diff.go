@@ -9,6 +9,7 @@ import (
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
 )
 
@@ -19,6 +20,9 @@ const listed = 20
 type Difference struct {
 	From string `json:"from"`
 	To   string `json:"to"`
+	// FromTrust and ToTrust say whether this machine would use the indexes.
+	FromTrust Trust `json:"from_trust"`
+	ToTrust   Trust `json:"to_trust"`
 	// FetchBytes are the stored bytes that a node which has all of From must
 	// fetch for all of To: indexes and groups.
 	FetchBytes      int64 `json:"fetch_bytes"`
@@ -52,11 +56,15 @@ func (g *group) diffCommand() *cobra.Command {
 		Short: "Show what a node that has image A must fetch for image B, and what differs",
 		Example: `  dfctl image diff registry.local/app:v1 registry.local/app:v2
   dfctl image diff --all oci:app:v1 oci:app:v2 -o json`,
+		Long: `Show what a node that has all of image A must fetch for all of image B, and
+which files differ. Nothing but the indexes is read.
+
+` + exit.Summary,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			d, err := g.diff(cmd.Context(), r, args[0], args[1], all)
 			if err != nil {
-				return err
+				return withCode(err)
 			}
 			return g.console.Print(g.format, d, d.write)
 		},
@@ -85,7 +93,7 @@ func (g *group) diff(ctx context.Context, r *reading, from, to string, all bool)
 	if err != nil {
 		return nil, err
 	}
-	d := &Difference{From: from, To: to, Changes: []Change{}}
+	d := &Difference{From: from, To: to, FromTrust: a.trust(), ToTrust: b.trust(), Changes: []Change{}}
 	d.countGroups(treeA, treeB)
 	d.countIndexes(a, b)
 	d.listChanges(treeA, treeB, all)
@@ -147,6 +155,16 @@ func (d *Difference) listChanges(a, b *chunkfmt.Tree, all bool) {
 }
 
 func (d *Difference) write(w io.Writer) error {
+	for _, i := range []struct {
+		name  string
+		trust Trust
+	}{{d.From, d.FromTrust}, {d.To, d.ToTrust}} {
+		if !i.trust.Trusted {
+			if _, err := fmt.Fprintf(w, "warning: the index of %s is not trusted: %s\n", output.Clean(i.name), output.Clean(i.trust.Reason)); err != nil {
+				return err
+			}
+		}
+	}
 	err := output.WriteFields(w,
 		[2]string{"to fetch", fmt.Sprintf("%s (%s of indexes and %s)", output.Bytes(d.FetchBytes), output.Bytes(d.FetchIndexBytes), output.Count(d.FetchGroups, "group"))},
 		[2]string{"shared", output.Bytes(d.SharedBytes)},

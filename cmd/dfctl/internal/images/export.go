@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/chunkfmt/content"
 	"github.com/damselfly-io/damselfly/chunkfmt/erofs"
+	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
 	"github.com/damselfly-io/damselfly/internal/cli"
 	"github.com/damselfly-io/damselfly/internal/imageindex"
@@ -39,12 +42,18 @@ func (g *group) exportCommand() *cobra.Command {
 
 The file can be mounted (mount -t erofs -o loop FILE DIR) or given to a virtual
 machine as a read-only disk. Everything is verified on the way. The same image
-gives the same file, byte by byte. FILE appears when it is complete.`,
-		Example: `  dfctl image export registry.local/app:v1 --out app.erofs`,
-		Args:    cobra.ExactArgs(1),
+gives the same file, byte by byte. FILE appears when it is complete.
+
+` + exit.Summary,
+		Example: `  dfctl image export registry.local/app:v1 --out app.erofs
+  dfctl image export registry.local/app:v1 --layers 1 --out base.erofs`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if file == "" {
+			switch {
+			case file == "":
 				return cli.Usagef("name the file to write with --out")
+			case cmd.Flags().Changed("layers") && layers <= 0:
+				return cli.Usagef("--layers %d: at least one", layers)
 			}
 			e, err := g.export(cmd.Context(), r, args[0], file, layers)
 			if err != nil {
@@ -63,6 +72,9 @@ gives the same file, byte by byte. FILE appears when it is complete.`,
 }
 
 func (g *group) export(ctx context.Context, r *reading, reference, file string, layers int) (*Exported, error) {
+	if err := checkAbsent(file); err != nil {
+		return nil, err
+	}
 	s, err := g.open(ctx, r, reference)
 	if err != nil {
 		return nil, err
@@ -74,19 +86,25 @@ func (g *group) export(ctx context.Context, r *reading, reference, file string, 
 	if layers == 0 {
 		layers = len(s.Indexes)
 	}
-	if layers < 0 || layers > len(s.Indexes) {
+	if layers > len(s.Indexes) {
 		return nil, cli.Usagef("--layers %d: the image has %d", layers, len(s.Indexes))
 	}
 	tree, err := s.Merge(layers)
 	if err != nil {
 		return nil, err
 	}
-	e := &Exported{Image: reference, File: file, Layers: layers, Root: s.Artifact.Root.String()}
+	root := s.Artifact.Root
+	if layers < len(s.Indexes) {
+		root = merkle.Root(tree)
+	}
+	e := &Exported{Image: reference, File: file, Layers: layers, Root: root.String()}
 	err = writeFile(file, func(w io.Writer) error {
-		image, err := erofs.Export(ctx, w, tree, g.reading(tree, s, "exporting"), erofs.Options{})
+		read, done := g.reading(tree, s)
+		image, err := erofs.Export(ctx, w, tree, read, erofs.Options{})
 		if err != nil {
 			return err
 		}
+		done()
 		e.Bytes = image.Size
 		return nil
 	})
@@ -96,46 +114,95 @@ func (g *group) export(ctx context.Context, r *reading, reference, file string, 
 	return e, nil
 }
 
-// reading returns a function that reads groups and shows how far it is.
-func (g *group) reading(tree *chunkfmt.Tree, s *subject, what string) func(context.Context, chunkfmt.GroupRef) ([]byte, error) {
+// reading returns a function that reads groups, one at a time, and shows how far
+// it is, and one that shows the end.
+func (g *group) reading(tree *chunkfmt.Tree, s *subject) (erofs.ReadGroup, func()) {
 	reader := content.NewReader(tree, imageindex.Stored{Source: s.source}, content.Options{})
-	row := output.Row{Name: what}
+	row := output.Row{Name: "exporting"}
 	for ref := range tree.UsedGroups() {
 		row.Total += int64(tree.Group(ref).Stored)
 	}
 	progress := g.console.NewProgress(g.format == output.JSON)
-	return func(ctx context.Context, ref chunkfmt.GroupRef) ([]byte, error) {
+	read := func(ctx context.Context, ref chunkfmt.GroupRef) ([]byte, error) {
 		p, err := reader.Group(ctx, ref)
-		row.Done += int64(tree.Group(ref).Stored)
-		if row.Done < row.Total {
+		if err == nil {
+			row.Done += int64(tree.Group(ref).Stored)
 			progress.Update(row)
-		} else {
-			progress.Finish(row)
 		}
 		return p, err
 	}
+	return read, func() {
+		row.Done = row.Total // groups with nothing but repetitions are not read
+		progress.Finish(row)
+	}
 }
 
-// writeFile writes a new file that appears when it is complete.
-func writeFile(name string, write func(io.Writer) error) (err error) {
-	if _, err := os.Lstat(name); err == nil {
-		return fmt.Errorf("%s: %w", name, os.ErrExist)
+func checkAbsent(name string) error {
+	switch _, err := os.Lstat(name); {
+	case err == nil:
+		return fmt.Errorf("%s: %w: remove it or name another file", name, os.ErrExist)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+"-")
+	if info, err := os.Stat(filepath.Dir(name)); err != nil {
+		return fmt.Errorf("the directory of %s: %w", name, err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("%s: %s is not a directory", name, filepath.Dir(name))
+	}
+	return nil
+}
+
+// writeFile writes a new file that appears when it is complete and on the disk.
+func writeFile(name string, write func(io.Writer) error) (err error) {
+	dir := filepath.Dir(name)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(name)+"-")
 	if err != nil {
 		return err
 	}
+	done := false
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		if !done {
+			_ = f.Close() // the error before is the one to tell
+			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
 	w := bufio.NewWriterSize(f, 1<<20)
-	if err := write(w); err != nil {
+	for _, step := range []func() error{
+		func() error { return write(w) },
+		w.Flush,
+		func() error { return f.Chmod(0o644) },
+		f.Sync,
+		f.Close,
+		func() error { return renameNew(f.Name(), name) },
+	} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	done = true
+	return syncDir(dir)
+}
+
+// renameNew renames a file to a name that must not be there.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) {
+		// Some file systems, such as NFS, have no such call.
+		if err := checkAbsent(to); err != nil {
+			return err
+		}
+		return os.Rename(from, to)
+	}
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: err}
+	}
+	return nil
+}
+
+func syncDir(name string) error {
+	dir, err := os.Open(name)
+	if err != nil {
 		return err
 	}
-	if err := errors.Join(w.Flush(), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
+	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
+	"github.com/damselfly-io/damselfly/internal/cli"
 	"github.com/damselfly-io/damselfly/internal/image"
 )
 
@@ -44,20 +46,13 @@ type Inspection struct {
 	UniqueBytes int64 `json:"unique_bytes"`
 	HoleBytes   int64 `json:"hole_bytes"`
 	InlineBytes int64 `json:"inline_bytes"`
-	// DedupRatio is the part of the content which is stored only because of
-	// deduplication once: 1 - UniqueBytes / (content in chunks).
+	// DedupRatio is the part of the content in chunks, holes not counted, that
+	// repeats other content and is not stored for itself.
 	DedupRatio float64        `json:"dedup_ratio"`
 	Chunks     int            `json:"chunks"`
 	Codecs     []CodecSummary `json:"codecs"`
 	Largest    []FileSize     `json:"largest"`
 	ColdStart  *ColdStart     `json:"cold_start,omitempty"`
-}
-
-// Trust says whether the index may be used, by the policy of this machine.
-type Trust struct {
-	Trusted bool   `json:"trusted"`
-	Reason  string `json:"reason"` // bound, signed or unsigned; or why not
-	Key     string `json:"key,omitempty"`
 }
 
 // LayerInspection is one layer.
@@ -67,11 +62,12 @@ type LayerInspection struct {
 	Bytes      int64  `json:"bytes"`
 	IndexBytes int64  `json:"index_bytes"`
 	Entries    int    `json:"entries"`
-	// StoredBytes are those of the groups that the layer's own content lies
-	// in, of which SharedBytes are in blobs of lower layers or other images.
+	// StoredBytes are those of the groups that the layer's files lie in, of
+	// which SharedBytes are in blobs that a lower layer uses too.
 	StoredBytes int64 `json:"stored_bytes"`
 	SharedBytes int64 `json:"shared_bytes"`
-	InPlace     bool  `json:"in_place"`
+	// InPlace says that the layer's own blob is indexed.
+	InPlace bool `json:"in_place"`
 }
 
 // CodecSummary is how much is stored by a codec.
@@ -94,10 +90,22 @@ func (g *group) inspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect REF",
 		Short: "Show the index of an image: sizes, deduplication, largest files, what a cold start fetches",
+		Long: `Show the index of an image.
+
+Of each layer are shown its size, that of its index, the stored bytes of the
+groups of chunks that its files lie in, and how many of those bytes lower layers
+use too. The cold start is what a node that has nothing of the image fetches to
+start it: the indexes, and the groups that the image's command, its interpreter
+and their libraries lie in, or those of a --trace.
+
+` + exit.Summary,
 		Example: `  dfctl image inspect registry.local/app:v1
   dfctl image inspect --trace app.trace oci:app:v1 -o json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.largest < 0 {
+				return cli.Usagef("--largest %d: it cannot be negative", o.largest)
+			}
 			i, err := g.inspect(cmd.Context(), r, o, args[0])
 			if err != nil {
 				return withCode(err)
@@ -129,10 +137,7 @@ func (g *group) inspect(ctx context.Context, r *reading, o inspectOptions, refer
 	i := &Inspection{
 		Image: reference, Platform: image.FormatPlatform(s.platform),
 		Manifest: s.desc.Digest.String(), Artifact: s.Descriptor.Digest.String(), Root: s.Artifact.Root.String(),
-		Trust: Trust{Trusted: true, Reason: string(s.Verdict.Reason), Key: s.Verdict.Key},
-	}
-	if s.Untrusted != nil {
-		i.Trust = Trust{Reason: s.Untrusted.Error()}
+		Trust: s.trust(),
 	}
 	i.addLayers(s)
 	i.addTree(tree)
@@ -143,7 +148,16 @@ func (g *group) inspect(ctx context.Context, r *reading, o inspectOptions, refer
 }
 
 func (i *Inspection) addLayers(s *subject) {
-	seen := map[chunkfmt.Digest]bool{}
+	// The table of a blob's groups is in the index of the lowest layer that uses
+	// it.
+	tables := map[chunkfmt.Digest]*chunkfmt.Blob{}
+	for _, x := range s.Indexes {
+		for n := range x.Blobs {
+			if b := &x.Blobs[n]; !b.External {
+				tables[b.Digest] = b
+			}
+		}
+	}
 	for n, l := range s.Artifact.Layers {
 		layer := LayerInspection{
 			Digest: l.Digest.String(), DiffID: l.DiffID.String(), Bytes: s.Subject.Layers[n].Size,
@@ -155,19 +169,20 @@ func (i *Inspection) addLayers(s *subject) {
 		}
 		for ref := range tree.UsedGroups() {
 			b := &tree.Blobs[ref.Blob]
-			if b.External {
-				layer.SharedBytes += 0 // its size is in the index below
-				continue
+			table := tables[b.Digest]
+			if table == nil || int(ref.Group) >= len(table.Groups) {
+				continue // merging the layers has failed before
 			}
-			layer.StoredBytes += int64(b.Groups[ref.Group].Stored)
+			bytes := int64(table.Groups[ref.Group].Stored)
+			layer.StoredBytes += bytes
+			if b.External {
+				layer.SharedBytes += bytes
+			}
 		}
 		i.Layers = append(i.Layers, layer)
 		i.ImageBytes += layer.Bytes
-		if !seen[l.Index.Digest] {
-			seen[l.Index.Digest] = true
-			i.IndexBytes += l.Index.Size
-		}
 	}
+	i.IndexBytes = s.IndexBytes()
 	for _, b := range s.Artifact.Blobs {
 		i.BlobBytes += b.Size
 	}
@@ -175,7 +190,7 @@ func (i *Inspection) addLayers(s *subject) {
 
 func (i *Inspection) addTree(t *chunkfmt.Tree) {
 	for n := range t.Inodes {
-		switch t.Kind(uint32(n)) { //nolint:gosec // a tree has less than 1<<32 inodes
+		switch t.Kind(uint32(n)) {
 		case chunkfmt.Dir:
 			i.Directories++
 		case chunkfmt.File:
@@ -198,7 +213,7 @@ func (i *Inspection) addChunks(t *chunkfmt.Tree) {
 		}
 	}
 	for n := range t.Inodes {
-		for _, c := range t.Content(uint32(n)) { //nolint:gosec // as above
+		for _, c := range t.Content(uint32(n)) {
 			if c.Blob == chunkfmt.Hole {
 				i.HoleBytes += int64(c.Length)
 			}
@@ -233,7 +248,7 @@ func (i *Inspection) addLargest(t *chunkfmt.Tree, n int) {
 		}
 	}
 	slices.SortStableFunc(i.Largest, func(a, b FileSize) int { return cmp.Compare(b.Bytes, a.Bytes) })
-	i.Largest = i.Largest[:min(max(n, 0), len(i.Largest))]
+	i.Largest = i.Largest[:min(n, len(i.Largest))]
 }
 
 func (i *Inspection) write(w io.Writer) error {
@@ -252,9 +267,9 @@ func (i *Inspection) write(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	layers := output.NewTable("LAYER", "BYTES", "INDEX", "OWN GROUPS", "ENTRIES", "IN PLACE")
+	layers := output.NewTable("LAYER", "BYTES", "INDEX", "STORED", "SHARED", "ENTRIES", "IN PLACE")
 	for _, l := range i.Layers {
-		layers.Add(short(l.Digest), output.Bytes(l.Bytes), output.Bytes(l.IndexBytes), output.Bytes(l.StoredBytes), fmt.Sprint(l.Entries), yes(l.InPlace))
+		layers.Add(short(l.Digest), output.Bytes(l.Bytes), output.Bytes(l.IndexBytes), output.Bytes(l.StoredBytes), output.Bytes(l.SharedBytes), fmt.Sprint(l.Entries), yes(l.InPlace))
 	}
 	codecs := output.NewTable("CODEC", "GROUPS", "STORED", "PLAIN")
 	for _, c := range i.Codecs {
@@ -276,16 +291,6 @@ func (i *Inspection) write(w io.Writer) error {
 		}
 	}
 	return nil
-}
-
-func (t Trust) text() string {
-	switch {
-	case !t.Trusted:
-		return "no: " + output.Clean(t.Reason)
-	case t.Key != "":
-		return "yes, " + t.Reason + " by key " + t.Key
-	}
-	return "yes, " + t.Reason
 }
 
 func directories(n int) string {
