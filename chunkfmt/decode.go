@@ -75,7 +75,10 @@ func (d *decoder) body(p []byte) error {
 	if err := d.unknown(p); err != nil {
 		return err
 	}
-	return d.x.Validate()
+	if err := d.x.Validate(); err != nil {
+		return err
+	}
+	return d.limits.checkMetadata(&d.x.Tree)
 }
 
 // section cuts the section of the given number off p.

@@ -47,8 +47,10 @@ func (d *decoder) xattrLengths(r *reader) ([]int, error) {
 	t := &d.x.Tree
 	t.Xattrs = make([][]Xattr, 1+d.n.xattrs)
 	var lengths []int
+	left := uint64(d.limits.Attrs) //nolint:gosec // limits are positive
 	for i := range t.Xattrs[1:] {
-		n := r.uvarint()
+		n := r.atMost(left)
+		left -= n
 		r.room(n, 3, "xattrs")
 		if r.err != nil {
 			return nil, r.err

@@ -16,6 +16,9 @@ func Encode(x *Index) ([]byte, error) {
 	if err := l.checkContent(&x.Tree); err != nil {
 		return nil, err
 	}
+	if err := l.checkMetadata(&x.Tree); err != nil {
+		return nil, err
+	}
 	body := encodeBody(&x.Tree, &n)
 	if int64(len(body)) > l.Body {
 		return nil, invalid("a body of %d bytes, at most %d are accepted", len(body), l.Body)

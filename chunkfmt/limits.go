@@ -12,7 +12,8 @@ type Limits struct {
 	Inodes int
 	// Entries bounds Tree.Entries. Default 16 Mi.
 	Entries int
-	// Attrs bounds Tree.Attrs and Tree.Xattrs each. Default 4 Mi.
+	// Attrs bounds Tree.Attrs, Tree.Xattrs and the extended attributes in all
+	// sets together, each. Default 4 Mi.
 	Attrs int
 	// Chunks bounds Tree.Chunks, and Tree.Runs and the segments of all groups
 	// each. Default 16 Mi.
@@ -27,6 +28,12 @@ type Limits struct {
 	Groups int
 	// Inline bounds the bytes of Tree.Inline. Default 256 MiB.
 	Inline int64
+	// Metadata bounds the sum over all inodes of the lengths of the strings in
+	// their Merkle encoding: extended attributes, target and, of an inode with
+	// several entries, the path of the first. Many inodes can share those, so
+	// that few bytes of an index make much work for whoever hashes or writes
+	// its tree. Default 1 GiB, the default bound of EROFS images too.
+	Metadata int64
 }
 
 // withDefaults returns l with every unset field at its default.
@@ -41,6 +48,8 @@ func (l Limits) withDefaults() Limits {
 		Blobs:   orDefault(l.Blobs, 1<<16),
 		Groups:  orDefault(l.Groups, 1<<22),
 		Inline:  orDefault(l.Inline, 1<<28),
+
+		Metadata: orDefault(l.Metadata, 1<<30),
 	}
 }
 
@@ -55,7 +64,7 @@ func orDefault[T int | int64](v, def T) T {
 const maxLimit = 1<<31 - 1
 
 // checkContent refuses an index whose files have too many chunks or inline
-// bytes.
+// bytes, or whose sets have too many extended attributes.
 func (l Limits) checkContent(t *Tree) error {
 	total := int64(0)
 	for _, r := range t.Runs {
@@ -64,10 +73,68 @@ func (l Limits) checkContent(t *Tree) error {
 	if total > l.Content {
 		return invalid("files have %d chunks, at most %d are accepted", total, l.Content)
 	}
+	xattrs := 0
+	for _, set := range t.Xattrs {
+		xattrs += len(set)
+	}
+	if xattrs > l.Attrs {
+		return invalid("%d extended attributes, at most %d are accepted", xattrs, l.Attrs)
+	}
 	if int64(len(t.Inline)) > l.Inline {
 		return invalid("%d inline bytes, at most %d are accepted", len(t.Inline), l.Inline)
 	}
 	return nil
+}
+
+// checkMetadata refuses a tree whose inodes have too much metadata, however
+// much of it they share.
+func (l Limits) checkMetadata(t *Tree) error {
+	if n := metadataSize(t); n > uint64(l.Metadata) { //nolint:gosec // limits are positive
+		return invalid("inodes have %d bytes of extended attributes, targets and paths, at most %d are accepted", n, l.Metadata)
+	}
+	return nil
+}
+
+// metadataSize is what Limits.Metadata bounds.
+func metadataSize(t *Tree) uint64 {
+	const prefix = 4 // the length of a string
+	sets := make([]uint64, len(t.Xattrs))
+	for i, set := range t.Xattrs {
+		for _, x := range set {
+			sets[i] += uint64(2*prefix + len(x.Name) + len(x.Value))
+		}
+	}
+	total, linked := uint64(0), false
+	for i := range t.Inodes {
+		n := &t.Inodes[i]
+		a := &t.Attrs[n.Attr]
+		total += sets[a.Xattrs]
+		linked = linked || n.Nlink > 1 && a.Kind != Dir
+		if a.Kind == Symlink || a.Kind == LinkOut {
+			total += uint64(prefix + len(t.Targets[n.First]))
+		}
+	}
+	if !linked {
+		return total
+	}
+	lengths := make([]uint16, len(t.Inodes)) // of the paths of directories
+	next := uint32(1)
+	for i := range t.Inodes {
+		if t.Attrs[t.Inodes[i].Attr].Kind != Dir {
+			continue
+		}
+		for _, e := range t.Children(uint32(i)) {
+			if e.Inode != next {
+				continue // not the first entry
+			}
+			next++
+			length := lengths[i] + 1 + uint16(len(e.Name)) //nolint:gosec // at most MaxPath + 1
+			if lengths[e.Inode] = length; t.Inodes[e.Inode].Nlink > 1 && t.Kind(e.Inode) != Dir {
+				total += uint64(prefix - 1 + int(length))
+			}
+		}
+	}
+	return total
 }
 
 // check refuses an index whose tables are too long.

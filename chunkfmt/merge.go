@@ -40,6 +40,9 @@ func Merge(layers ...*Tree) (*Tree, error) {
 	if err := m.fill(); err != nil {
 		return nil, err
 	}
+	if err := (Limits{}).withDefaults().checkMetadata(m.out); err != nil {
+		return nil, err
+	}
 	if err := m.checkShared(); err != nil {
 		return nil, err
 	}
