@@ -267,26 +267,26 @@ func (d *Draft) start() walked { return walked{d.root, "", d.root.showsBelow()} 
 // walk follows a clean path to a directory, which create makes if it does not
 // exist.
 func (d *Draft) walk(clean string, create bool) (walked, error) {
-	at := d.start()
-	for links := 0; clean != ""; {
+	at, rest := d.start(), clean
+	for links := 0; rest != ""; {
 		var first string
-		first, clean, _ = strings.Cut(clean, "/")
+		first, rest, _ = strings.Cut(rest, "/")
+		full := before(clean, rest)
 		next := at.dir.children[first]
 		if next != nil && next.Kind == Symlink {
 			if links++; links > maxFollowed {
-				return walked{}, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, path.Join(at.path, first))
+				return walked{}, fmt.Errorf("%w: too many symbolic links at %s", ErrInvalid, full)
 			}
 			var err error
-			if clean, err = joinTarget(at.path, next.Target, clean); err != nil {
+			if clean, err = joinTarget(at.path, next.Target, rest); err != nil {
 				return walked{}, err
 			}
-			at = d.start()
+			at, rest = d.start(), clean
 			continue
 		}
-		full := path.Join(at.path, first)
 		if next == nil || next.Kind == Whiteout {
 			if !create {
-				return walked{nil, path.Join(full, clean), at.below && next == nil}, nil
+				return walked{nil, clean, at.below && next == nil}, nil
 			}
 			made := impliedDir()
 			if next != nil {
@@ -301,6 +301,15 @@ func (d *Draft) walk(clean string, create bool) (walked, error) {
 		at = walked{next, full, at.below && next.showsBelow()}
 	}
 	return at, nil
+}
+
+// before returns what of a clean path is in front of its last names: a part of
+// the string, as paths can be long and deep.
+func before(clean, rest string) string {
+	if rest == "" {
+		return clean
+	}
+	return clean[:len(clean)-len(rest)-1]
 }
 
 // showsBelow reports a directory in which layers below are seen, unless they
