@@ -61,7 +61,7 @@ func newExport(t *chunkfmt.Tree) *export {
 	}
 	from := mapDevices(t)
 	used := usedChunks(t)
-	equal := make(map[chunkfmt.Digest]uint32)
+	equal := make(map[contentID]uint32)
 	last := -1 // stored
 	for i := range t.Chunks {
 		c := &t.Chunks[i]
@@ -79,12 +79,20 @@ func newExport(t *chunkfmt.Tree) *export {
 	return e
 }
 
+// contentID is what equal chunks have in common. A digest that stands beside
+// two lengths is wrong beside one of them, which is found when both are read.
+type contentID struct {
+	digest chunkfmt.Digest
+	length uint32
+}
+
 // shared gives a chunk the address of an equal one, if there is any.
-func (e *export) shared(i int, equal map[chunkfmt.Digest]uint32) bool {
-	digest := e.t.Chunks[i].Digest
-	j, ok := equal[digest]
+func (e *export) shared(i int, equal map[contentID]uint32) bool {
+	c := &e.t.Chunks[i]
+	id := contentID{c.Digest, c.Length}
+	j, ok := equal[id]
 	if !ok {
-		equal[digest] = uint32(i) //nolint:gosec // chunks are numbered in 32 bits
+		equal[id] = uint32(i) //nolint:gosec // chunks are numbered in 32 bits
 		return false
 	}
 	e.at[i] = e.at[j]

@@ -126,6 +126,27 @@ func TestExportRefuses(t *testing.T) {
 	}
 }
 
+// A digest beside two lengths must not make one chunk stand for the other: the
+// file would go on with what lies behind it in the image.
+func TestExportTellsChunksOfOneDigestApart(t *testing.T) {
+	for _, wrong := range []int{0, 1} {
+		f := newFixture(t)
+		b := f.blob()
+		data := f.random(2 * block)
+		short, long := f.group(b, data[:block])[0], f.group(b, data)[0]
+		f.chunks[short].Digest = f.chunks[long].Digest
+		if wrong == 1 {
+			f.chunks[short].Digest, f.chunks[long].Digest = chunkfmt.Sum(data[:block]), chunkfmt.Sum(data[:block])
+		}
+		f.put("short", f.file(short))
+		f.put("long", f.file(long))
+		_, err := erofs.Export(t.Context(), io.Discard, f.tree(), f.read(), erofs.Options{})
+		if name := []string{"/short", "/long"}[wrong]; err == nil || !strings.Contains(err.Error(), name+":") {
+			t.Errorf("the digest of %s is wrong: error %v", name, err)
+		}
+	}
+}
+
 func TestExportEndsWithContext(t *testing.T) {
 	f := newFixture(t)
 	b := f.blob()
