@@ -102,22 +102,47 @@ func (t *Tree) Walk() iter.Seq2[string, uint32] {
 		if !yield("", 0) {
 			return
 		}
-		type dir struct {
-			path  string
-			inode uint32
-		}
-		for dirs := []dir{{}}; len(dirs) > 0; dirs = dirs[1:] {
-			for _, e := range t.Children(dirs[0].inode) {
-				name := path.Join(dirs[0].path, e.Name)
-				if !yield(name, e.Inode) {
+		for dirs := []walkDir{{}}; len(dirs) > 0; dirs = dirs[1:] {
+			at := &dirs[0]
+			children := t.Children(at.inode)
+			if len(children) == 0 {
+				continue
+			}
+			prefix := at.prefix()
+			for _, e := range children {
+				if !yield(prefix+e.Name, e.Inode) {
 					return
 				}
 				if t.Kind(e.Inode) == Dir {
-					dirs = append(dirs, dir{name, e.Inode})
+					dirs = append(dirs, walkDir{at, e.Name, e.Inode})
 				}
 			}
 		}
 	}
+}
+
+// walkDir is a directory that Walk will come to. It has no path yet: millions of
+// them may have the same long path to their parent.
+type walkDir struct {
+	parent *walkDir
+	name   string
+	inode  uint32
+}
+
+// prefix returns what paths in the directory begin with.
+func (d *walkDir) prefix() string {
+	size := 0
+	for at := d; at.parent != nil; at = at.parent {
+		size += len(at.name) + 1
+	}
+	p := make([]byte, size)
+	for at := d; at.parent != nil; at = at.parent {
+		size--
+		p[size] = '/'
+		size -= len(at.name)
+		copy(p[size:], at.name)
+	}
+	return string(p)
 }
 
 // InlineData returns the content of a File that has no chunks.
@@ -165,18 +190,36 @@ func (t *Tree) Group(r GroupRef) *Group { return &t.Blobs[r.Blob].Groups[r.Group
 // GroupsOf returns the groups that must be fetched before the n bytes at off
 // of a File can be read, in the order of the file, each once.
 func (t *Tree) GroupsOf(inode uint32, off, n int64) []GroupRef {
+	node := &t.Inodes[inode]
+	if t.Kind(inode) != File {
+		return nil
+	}
 	var refs []GroupRef
 	seen := map[GroupRef]bool{}
-	for at, c := range t.Content(inode) {
-		if at >= off+n {
-			break
-		}
+	at := int64(0) // in the file
+	add := func(c *Chunk, length int64) bool {
 		ref := GroupRef{c.Blob, c.Group}
-		if at+int64(c.Length) <= off || c.Blob == Hole || seen[ref] {
+		if at-off < n && at+length > off && c.Blob != Hole && !seen[ref] {
+			seen[ref] = true
+			refs = append(refs, ref)
+		}
+		at += length
+		return at-off < n
+	}
+	for _, r := range t.Runs[node.First : node.First+node.Count] {
+		if r.Repeat {
+			c := &t.Chunks[r.Chunk]
+			if !add(c, int64(r.Count)*int64(c.Length)) {
+				return refs
+			}
 			continue
 		}
-		seen[ref] = true
-		refs = append(refs, ref)
+		for i := range r.Count {
+			c := &t.Chunks[r.Chunk+i]
+			if !add(c, int64(c.Length)) {
+				return refs
+			}
+		}
 	}
 	return refs
 }
