@@ -1,137 +1,32 @@
 package imageindex_test
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
 	"errors"
 	"io"
-	"log"
-	"maps"
-	"net/http"
-	"net/http/httptest"
 	"path/filepath"
-	"slices"
-	"strings"
-	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
-	"github.com/google/go-containerregistry/pkg/registry"
 	ggcr "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
-	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
 	"github.com/damselfly-io/damselfly/chunkfmt/build"
 	"github.com/damselfly-io/damselfly/chunkfmt/content"
-	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 	"github.com/damselfly-io/damselfly/internal/image"
 	"github.com/damselfly-io/damselfly/internal/imageindex"
+	"github.com/damselfly-io/damselfly/internal/imageindex/indextest"
 )
 
-// shelf is a registry of the test's.
-type shelf struct {
-	t    *testing.T
-	host string
-	// uploaded counts the bytes of blobs that clients sent.
-	uploaded atomic.Int64
-}
+type files = indextest.Files
 
-func newShelf(t *testing.T, referrers bool) *shelf {
-	t.Helper()
-	s := &shelf{t: t}
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithReferrersSupport(referrers))
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, "/blobs/uploads") {
-			r.Body = &counted{r.Body, &s.uploaded}
-		}
-		inner.ServeHTTP(w, r)
-	}))
-	t.Cleanup(srv.Close)
-	s.host = strings.TrimPrefix(srv.URL, "http://")
-	return s
-}
-
-type counted struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	n, err := c.ReadCloser.Read(p)
-	c.n.Add(int64(n))
-	return n, err
-}
-
-// files are the entries of a layer: content by path; a path that ends in "/"
-// is a directory.
-type files map[string]string
-
-func layerOf(t *testing.T, f files) ggcr.Layer {
-	t.Helper()
-	var buf bytes.Buffer
-	w := tar.NewWriter(&buf)
-	for _, path := range slices.Sorted(maps.Keys(f)) {
-		data := f[path]
-		h := &tar.Header{Name: path, Mode: 0o644, Size: int64(len(data)), Typeflag: tar.TypeReg}
-		if strings.HasSuffix(path, "/") {
-			h.Typeflag, h.Mode = tar.TypeDir, 0o755
-		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-func imageOf(t *testing.T, arch string, layers ...files) ggcr.Image {
-	t.Helper()
-	img := empty.Image
-	for _, f := range layers {
-		var err error
-		if img, err = mutate.AppendLayers(img, layerOf(t, f)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", arch
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	return img
-}
+var noise = indextest.Noise
 
 // put pushes an image and returns its reference.
-func (s *shelf) put(repo string, img ggcr.Image) image.Ref {
-	s.t.Helper()
-	tag, err := name.NewTag(s.host+"/"+repo, name.Insecure)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if err := remote.Write(tag, img); err != nil {
-		s.t.Fatal(err)
-	}
-	return parse(s.t, tag.String())
+func put(t *testing.T, s *indextest.Registry, repo string, img ggcr.Image) image.Ref {
+	t.Helper()
+	return parse(t, s.Put(repo, img))
 }
 
 func parse(t *testing.T, s string) image.Ref {
@@ -214,17 +109,12 @@ func checkContent(t *testing.T, ref image.Ref, p *trust.Policy, want files) *ima
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, x := range l.Indexes {
-		if err := merkle.Check(x); err != nil {
-			t.Error(err)
-		}
-	}
 	tree, err := l.Merge(len(l.Indexes))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if root := merkle.Root(tree); root != f.Artifact.Root {
-		t.Errorf("root %s, the artifact says %s", root, f.Artifact.Root)
+	if err := l.Check(tree); err != nil {
+		t.Error(err)
 	}
 	reader := content.NewReader(tree, imageindex.Stored{Source: src}, content.Options{})
 	got := files{}
@@ -253,19 +143,6 @@ func checkContent(t *testing.T, ref image.Ref, p *trust.Policy, want files) *ima
 	return l
 }
 
-// noise is content that does not compress away.
-func noise(seed, n int) string {
-	p := make([]byte, n)
-	x := uint32(seed)*2654435761 + 1
-	for i := range p {
-		x ^= x << 13
-		x ^= x >> 17
-		x ^= x << 5
-		p[i] = byte(x)
-	}
-	return string(p)
-}
-
 func layersV1() (all []files, merged files) {
 	big, other := noise(1, 700_000), noise(2, 300_000)
 	return []files{
@@ -279,9 +156,9 @@ func layersV1() (all []files, merged files) {
 func TestConvertFindLoad(t *testing.T) {
 	for what, referrers := range map[string]bool{"referrers API": true, "fallback tag": false} {
 		t.Run(what, func(t *testing.T) {
-			s, key := newShelf(t, referrers), newKey(t)
+			s, key := indextest.NewRegistry(t, referrers), newKey(t)
 			layers, merged := layersV1()
-			ref := s.put("app", imageOf(t, "amd64", layers...))
+			ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
 			c := convert(t, ref, ref, imageindex.ConvertOptions{Key: key})
 			if len(c) != 1 || c[0].SignedBy != key.ID() || c[0].Bound || c[0].SentBytes < 1_000_000 {
 				t.Errorf("converted %+v", c[0])
@@ -290,19 +167,19 @@ func TestConvertFindLoad(t *testing.T) {
 			if l.Verdict.Reason != trust.Signed || l.Verdict.Key != key.ID() {
 				t.Errorf("verdict %v", l.Verdict)
 			}
-			again := s.uploaded.Load()
+			again := s.Uploaded()
 			c = convert(t, ref, ref, imageindex.ConvertOptions{Key: key})
-			if c[0].SentBytes != 0 || s.uploaded.Load() != again {
-				t.Errorf("the second time %d bytes were sent", s.uploaded.Load()-again)
+			if c[0].SentBytes != 0 || s.Uploaded() != again {
+				t.Errorf("the second time %d bytes were sent", s.Uploaded()-again)
 			}
 		})
 	}
 }
 
 func TestFindSaysWhy(t *testing.T) {
-	s, key := newShelf(t, true), newKey(t)
+	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
-	ref := s.put("app", imageOf(t, "amd64", layers...))
+	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
 	if _, _, err := find(t, ref, trusting(t, key)); !errors.Is(err, imageindex.ErrNoIndex) {
 		t.Errorf("without an index: %v", err)
 	}
@@ -326,10 +203,10 @@ func TestFindSaysWhy(t *testing.T) {
 }
 
 func TestConvertAsImage(t *testing.T) {
-	s := newShelf(t, true)
+	s := indextest.NewRegistry(t, true)
 	layers, merged := layersV1()
-	ref := s.put("app", imageOf(t, "amd64", layers...))
-	to := parse(t, s.host+"/lazy:v1")
+	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
+	to := parse(t, s.Host+"/lazy:v1")
 	convert(t, ref, to, imageindex.ConvertOptions{AsImage: true, Build: build.Options{Mode: build.AsImage}})
 	l := checkContent(t, to, nil, merged)
 	if l.Verdict.Reason != trust.Bound {
@@ -346,13 +223,13 @@ func TestConvertAsImage(t *testing.T) {
 }
 
 func TestDictionaryIsMountedNotCopied(t *testing.T) {
-	s, key := newShelf(t, true), newKey(t)
+	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
-	v1ref := s.put("app/v1", imageOf(t, "amd64", layers...))
+	v1ref := put(t, s, "app/v1", indextest.Image(t, "amd64", layers...))
 	convert(t, v1ref, v1ref, imageindex.ConvertOptions{Key: key})
 	added := noise(9, 50_000)
 	layers[1]["lib/new"], merged["lib/new"] = added, added
-	v2ref := s.put("app/v2", imageOf(t, "amd64", layers...))
+	v2ref := put(t, s, "app/v2", indextest.Image(t, "amd64", layers...))
 	dictionary, f, err := find(t, v1ref, trusting(t, key))
 	if err != nil {
 		t.Fatal(err)
@@ -369,35 +246,27 @@ func TestDictionaryIsMountedNotCopied(t *testing.T) {
 }
 
 func TestLayoutStandsAlone(t *testing.T) {
-	s, key := newShelf(t, true), newKey(t)
+	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
-	ref := s.put("app", imageOf(t, "amd64", layers...))
+	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
 	to := parse(t, "oci:"+filepath.Join(t.TempDir(), "layout")+":app")
 	convert(t, ref, to, imageindex.ConvertOptions{Key: key})
 	checkContent(t, to, trusting(t, key), merged)
 }
 
 func TestPlatforms(t *testing.T) {
-	s, key := newShelf(t, true), newKey(t)
-	index := mutate.AppendManifests(empty.Index,
-		mutate.IndexAddendum{Add: imageOf(t, "amd64", files{"a": noise(1, 5000)}), Descriptor: ggcr.Descriptor{Platform: &ggcr.Platform{OS: "linux", Architecture: "amd64"}}},
-		mutate.IndexAddendum{Add: imageOf(t, "arm64", files{"b": noise(2, 5000)}), Descriptor: ggcr.Descriptor{Platform: &ggcr.Platform{OS: "linux", Architecture: "arm64"}}},
-	)
-	tag, err := name.NewTag(s.host+"/multi", name.Insecure)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.WriteIndex(tag, index); err != nil {
-		t.Fatal(err)
-	}
-	ref := parse(t, tag.String())
+	s, key := indextest.NewRegistry(t, true), newKey(t)
+	ref := parse(t, s.PutIndex("multi", indextest.Index(map[string]ggcr.Image{
+		"amd64": indextest.Image(t, "amd64", files{"a": noise(1, 5000)}),
+		"arm64": indextest.Image(t, "arm64", files{"b": noise(2, 5000)}),
+	})))
 	c := convert(t, ref, ref, imageindex.ConvertOptions{Key: key, Tag: "idx"})
 	if len(c) != 2 || c[0].Tag != "idx-linux-amd64" || c[1].Tag != "idx-linux-arm64" {
 		t.Fatalf("converted %+v", c)
 	}
 	checkContent(t, ref.WithTag("idx-linux-arm64"), trusting(t, key), files{"b": noise(2, 5000)})
 
-	lazy := parse(t, s.host+"/lazy:both")
+	lazy := parse(t, s.Host+"/lazy:both")
 	convert(t, ref, lazy, imageindex.ConvertOptions{AsImage: true, Build: build.Options{Mode: build.AsImage}})
 	images, err := open(t, lazy).Images(t.Context())
 	if err != nil || len(images) != 2 {
@@ -405,25 +274,10 @@ func TestPlatforms(t *testing.T) {
 	}
 }
 
-func TestLoadRefusesAnotherLayersIndex(t *testing.T) {
-	s, key := newShelf(t, true), newKey(t)
-	layers, _ := layersV1()
-	ref := s.put("app", imageOf(t, "amd64", layers...))
-	convert(t, ref, ref, imageindex.ConvertOptions{Key: key})
-	src, f, err := find(t, ref, trusting(t, key))
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Artifact.Layers[0].Index, f.Artifact.Layers[1].Index = f.Artifact.Layers[1].Index, f.Artifact.Layers[0].Index
-	if _, err := imageindex.Load(t.Context(), src, f, chunkfmt.Limits{}); !errors.Is(err, artifact.ErrMismatch) {
-		t.Errorf("swapped indexes: %v", err)
-	}
-}
-
 func TestConvertEndsWithItsContext(t *testing.T) {
-	s := newShelf(t, true)
+	s := indextest.NewRegistry(t, true)
 	layers, _ := layersV1()
-	ref := s.put("app", imageOf(t, "amd64", layers...))
+	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
 	ctx, cancel := context.WithCancel(t.Context())
 	o := imageindex.ConvertOptions{Dir: t.TempDir(), Progress: func(imageindex.Progress) { cancel() }}
 	if _, err := imageindex.Convert(ctx, open(t, ref), ref, o); !errors.Is(err, context.Canceled) {
