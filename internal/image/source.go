@@ -150,7 +150,8 @@ func (s *Source) ReadBlobAt(ctx context.Context, desc v1.Descriptor, p []byte, o
 }
 
 // Referrers returns the manifests whose subject is the given one, of one
-// artifact type, or of any if that is empty. A registry is asked by the
+// artifact type, or of any if that is empty, and those whose type cannot be told
+// because they cannot be read, with an empty ArtifactType. A registry is asked by the
 // referrers API and, if it has none, by the fallback tag. No referrers is an
 // empty list and no error.
 func (s *Source) Referrers(ctx context.Context, subject digest.Digest, artifactType string) ([]v1.Descriptor, error) {
@@ -169,7 +170,8 @@ func (s *Source) Referrers(ctx context.Context, subject digest.Digest, artifactT
 
 // filter keeps each descriptor of the type once. Servers may ignore the filter,
 // and some do not know the type, or take that of an empty configuration for it:
-// then the manifest says.
+// then the manifest says. One that cannot be read is kept, of no type: it must
+// not hide the others, nor be taken for one that is not there.
 func (s *Source) filter(ctx context.Context, list []v1.Descriptor, artifactType string) ([]v1.Descriptor, error) {
 	var kept []v1.Descriptor
 	seen := map[digest.Digest]bool{}
@@ -183,13 +185,17 @@ func (s *Source) filter(ctx context.Context, list []v1.Descriptor, artifactType 
 		seen[desc.Digest] = true
 		if desc.ArtifactType == "" || desc.ArtifactType == v1.MediaTypeEmptyJSON {
 			found, err := s.artifactType(ctx, desc)
-			if errors.Is(err, ErrNotFound) {
+			switch {
+			case errors.Is(err, ErrNotFound):
 				continue // listed, but gone
-			}
-			if err != nil {
+			case ctx.Err() != nil:
 				return nil, err
 			}
 			desc.ArtifactType = found
+			if err != nil {
+				kept = append(kept, desc)
+				continue
+			}
 		}
 		if artifactType == "" || desc.ArtifactType == artifactType {
 			kept = append(kept, desc)
