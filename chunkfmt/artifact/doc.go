@@ -25,7 +25,9 @@
 //
 // Parse and the other parsers return only what is complete and within the
 // limits; unknown annotations and members are ignored, as OCI asks for, but
-// not unknown layers, which might be needed. Every digest is a SHA-256. They do
+// not unknown layers, which might be needed. A manifest that other readers
+// could read otherwise is an error: one with a member that is there twice, or
+// with one that they know in other letters. Every digest is a SHA-256. They do
 // not say that anybody vouches for an artifact, which is what package trust
 // does, nor that it belongs to an image: MatchLayers and Match do.
 //

@@ -105,6 +105,9 @@ func decode(data []byte, types ...string) (*v1.Manifest, error) {
 	if err := json.Unmarshal(data, &m); err != nil {
 		return nil, invalid("%w", err)
 	}
+	if err := checkMembers(data); err != nil {
+		return nil, err
+	}
 	switch {
 	case m.Manifests != nil:
 		return nil, invalid("it is a list of manifests: name the manifest of one platform")
