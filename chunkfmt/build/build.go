@@ -184,6 +184,7 @@ func (b *builder) run(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	b.budget, b.buffers, b.outputs = nil, nil, nil // the merge needs the memory
 	var err error
 	b.root, err = merged(b.results)
 	return err
