@@ -18,6 +18,10 @@ type Draft struct {
 	root *Node
 	// links has the LinkOuts by target: links to one thing are one inode.
 	links map[string]*Node
+	// implied is how many directories were made as parents, and followed how
+	// many bytes the paths had in all that symbolic links led to, less what
+	// was allowed for each walk.
+	implied, followed int64
 }
 
 // Node is one object of a Draft. The caller fills it before it is put into the
@@ -53,6 +57,15 @@ const (
 	maxSymlinks = 40
 	// maxFollowed is how many links containerd follows when it unpacks.
 	maxFollowed = 255
+
+	// maxImplied is how many directories that have no entry a Draft may make.
+	// One path can ask for two thousand.
+	maxImplied = 1 << 20
+	// maxDetours is how many bytes of paths a Draft may walk because symbolic
+	// links led there, and detour how many more for each path: one can ask for
+	// a megabyte.
+	maxDetours = 256 << 20
+	detour     = 1 << 10
 
 	capability = "security.capability"
 )
@@ -268,6 +281,7 @@ func (d *Draft) start() walked { return walked{d.root, "", d.root.showsBelow()} 
 // exist.
 func (d *Draft) walk(clean string, create bool) (walked, error) {
 	at, rest := d.start(), clean
+	d.followed -= detour
 	for links := 0; rest != ""; {
 		var first string
 		first, rest, _ = strings.Cut(rest, "/")
@@ -281,12 +295,18 @@ func (d *Draft) walk(clean string, create bool) (walked, error) {
 			if clean, err = joinTarget(at.path, next.Target, rest); err != nil {
 				return walked{}, err
 			}
+			if d.followed += int64(len(next.Target) + len(clean)); d.followed > maxDetours {
+				return walked{}, fmt.Errorf("%w: symbolic links at %s and before make paths of too many bytes", ErrInvalid, full)
+			}
 			at, rest = d.start(), clean
 			continue
 		}
 		if next == nil || next.Kind == Whiteout {
 			if !create {
 				return walked{nil, clean, at.below && next == nil}, nil
+			}
+			if d.implied++; d.implied > maxImplied {
+				return walked{}, fmt.Errorf("%w: more than %d directories without an entry of their own", ErrInvalid, maxImplied)
 			}
 			made := impliedDir()
 			if next != nil {

@@ -2,7 +2,9 @@ package chunkfmt_test
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -189,6 +191,46 @@ func TestDraftRefuses(t *testing.T) {
 				t.Errorf("error %v", err)
 			}
 		})
+	}
+}
+
+// Few bytes of a layer must not make many directories or long walks.
+func TestDraftIsBounded(t *testing.T) {
+	deep := strings.Repeat("/d", 2000)
+	tests := map[string]func(d *chunkfmt.Draft, i int) error{
+		"implied directories": func(d *chunkfmt.Draft, i int) error { return d.Hide(fmt.Sprint(i) + deep) },
+		"implied behind links": func(d *chunkfmt.Draft, i int) error {
+			return errors.Join(d.Put(fmt.Sprint(i), symlink("/x"+fmt.Sprint(i)+deep)), d.Hide(fmt.Sprint(i)))
+		},
+		"links": func(d *chunkfmt.Draft, i int) error {
+			if i > 250 {
+				return d.Remove(fmt.Sprintf("1/%d", i))
+			}
+			return d.Put(fmt.Sprint(i), symlink(strings.Repeat("./", 1000)+fmt.Sprint(i+1)))
+		},
+	}
+	for name, do := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := chunkfmt.NewDraft()
+			var err error
+			n := 1
+			for ; err == nil && n < 10000; n++ {
+				err = do(d, n)
+			}
+			if !errors.Is(err, chunkfmt.ErrInvalid) {
+				t.Errorf("after %d calls: error %v", n, err)
+			}
+		})
+	}
+	// Many usual paths are none too many.
+	d := chunkfmt.NewDraft()
+	if err := d.Put("lib", symlink("usr/lib")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100000 {
+		if err := d.Put(fmt.Sprintf("lib/x86_64-linux-gnu/%d/%d", i%5000, i), file("")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
