@@ -23,9 +23,11 @@ type attrTable struct {
 	places  []uint32
 	unions  map[[2]uint32]uint32
 	kept    map[keepKey]uint32
-	// room is how many extended attributes unions may yet have: sets are
-	// shared by many directories, so that few bytes make many unions.
-	room int
+	// sizes has the bytes of each set.
+	sizes []uint64
+	// room is how many bytes unions may yet take: sets are shared by many
+	// directories, so that few bytes make many unions.
+	room uint64
 	hash hash.Hash
 }
 
@@ -37,12 +39,12 @@ func (a *attrTable) init(m *merger) {
 		numbers: map[Digest]uint32{},
 		unions:  map[[2]uint32]uint32{},
 		kept:    map[keepKey]uint32{},
-		room:    1 << 20,
+		room:    64 << 20,
 		hash:    sha256.New(),
 	}
 	for i := range m.layers {
 		for _, set := range m.layers[i].Xattrs {
-			a.room += 4 * len(set)
+			a.room += 4 * xattrBytes(set)
 		}
 	}
 	m.out.Xattrs = [][]Xattr{nil}
@@ -140,7 +142,17 @@ func (a *attrTable) number(set []Xattr) uint32 {
 		n = u32(len(a.sets))
 		a.numbers[key] = n
 		a.sets = append(a.sets, set)
+		a.sizes = append(a.sizes, xattrBytes(set))
 		a.places = append(a.places, 0)
+	}
+	return n
+}
+
+// xattrBytes is what a set takes in memory and to hash.
+func xattrBytes(set []Xattr) uint64 {
+	n := uint64(0)
+	for _, x := range set {
+		n += uint64(32 + len(x.Name) + len(x.Value)) // and two strings' headers
 	}
 	return n
 }
@@ -171,7 +183,9 @@ func (a *attrTable) union(lower, upper uint32) (uint32, error) {
 		return n, nil
 	}
 	l, u := a.sets[lower], a.sets[upper]
-	if a.room -= len(l) + len(u); a.room < 0 {
+	if size := a.sizes[lower] + a.sizes[upper]; a.room >= size {
+		a.room -= size
+	} else {
 		return 0, fmt.Errorf("%w: the layers' directories have too many combinations of extended attributes", ErrInvalid)
 	}
 	set := make([]Xattr, 0, len(l)+len(u))

@@ -12,8 +12,15 @@ import (
 // each time finds those that the last one has brought to light.
 const maxGrafts = 40
 
-func (l *linkTable) step() error {
-	if l.steps++; l.steps > maxLinkSteps {
+// maxMade bounds the directories that one merge makes where symbolic links lead
+// nowhere: a few bytes of target can ask for thousands.
+const maxMade = 1 << 18
+
+func (l *linkTable) step(n int) error {
+	if l.steps <= maxLinkSteps {
+		l.steps += 1 + n
+	}
+	if l.steps > maxLinkSteps {
 		return invalid("the layers' links lead through too many directories")
 	}
 	return nil
@@ -108,8 +115,11 @@ type graftNode struct {
 }
 
 func (g *grafter) layerTree(t *Tree) (*Tree, error) {
-	if t.Attr(0).Flags&(Opaque|Replaced) != 0 || !g.needed(t) {
+	if t.Attr(0).Flags&(Opaque|Replaced) != 0 {
 		return t, nil
+	}
+	if needed, err := g.needed(t); err != nil || !needed {
+		return t, err
 	}
 	g.tree = t
 	root := g.nodes()
@@ -133,7 +143,7 @@ func (g *grafter) layerTree(t *Tree) (*Tree, error) {
 
 // needed reports whether there is something to move, or to refuse. It is what
 // nearly all layers need of grafting, and quick.
-func (g *grafter) needed(t *Tree) bool {
+func (g *grafter) needed(t *Tree) (bool, error) {
 	// leads has the directories that are, or lead to, Implied ones.
 	leads := make([]bool, len(t.Inodes))
 	for i := len(t.Inodes) - 1; i > 0; i-- {
@@ -154,6 +164,9 @@ func (g *grafter) needed(t *Tree) bool {
 			if !leads[e.Inode] || a.Flags&Replaced != 0 {
 				continue
 			}
+			if err := g.links.step(len(at.parts)); err != nil {
+				return false, err
+			}
 			below := g.links.child(at.parts, e.Name)
 			if len(below) == 0 {
 				continue
@@ -161,13 +174,13 @@ func (g *grafter) needed(t *Tree) bool {
 			isDir := g.links.layers[below[0].layer].Kind(below[0].inode) == Dir
 			switch {
 			case !isDir && a.Flags&Implied != 0:
-				return true
+				return true, nil
 			case isDir && a.Flags&Opaque == 0:
 				todo = append(todo, place{e.Inode, below})
 			}
 		}
 	}
-	return false
+	return false, nil
 }
 
 // graftPlace is a directory of the layer and what is below it: parts of a
@@ -185,6 +198,9 @@ func (g *grafter) search(root *graftNode) error {
 	for len(todo) > 0 {
 		at := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
+		if err := g.links.step(len(at.node.children)); err != nil {
+			return err
+		}
 		for _, name := range slices.Sorted(maps.Keys(at.node.children)) {
 			n := at.node.children[name]
 			if n.kind != Dir {
@@ -205,7 +221,7 @@ func (g *grafter) search(root *graftNode) error {
 // look compares a directory of the layer with what is below it. It returns the
 // directory if its children are to be looked at.
 func (g *grafter) look(at graftPlace, name string, n *graftNode) (*graftPlace, error) {
-	if err := g.links.step(); err != nil {
+	if err := g.links.step(len(at.parts)); err != nil {
 		return nil, err
 	}
 	below := g.links.child(at.parts, name)
@@ -234,35 +250,39 @@ func (g *grafter) look(at graftPlace, name string, n *graftNode) (*graftPlace, e
 // does not exist stays as it is.
 func (g *grafter) resolve(name string) (string, error) {
 	l := g.links
-	dir, done := l.root(g.layer), ""
-	for links := 0; name != ""; {
-		if err := l.step(); err != nil {
+	dir, rest := l.root(g.layer), name
+	for links := 0; rest != ""; {
+		if err := l.step(len(dir)); err != nil {
 			return "", err
 		}
-		first, rest, _ := strings.Cut(name, "/")
-		full := path.Join(done, first)
+		var first string
+		first, rest, _ = strings.Cut(rest, "/")
+		full := before(name, rest)
 		parts := l.child(dir, first)
 		if len(parts) == 0 {
-			return path.Join(full, rest), nil
+			return name, nil
 		}
 		at := parts[0]
 		switch layer := &l.layers[at.layer]; layer.Kind(at.inode) {
 		case Dir:
-			dir, done, name = parts, full, rest
+			dir = parts
 		case Symlink:
 			if links++; links > maxFollowed {
 				return "", invalid("too many symbolic links at %s", full)
 			}
-			var err error
-			if name, err = joinTarget(done, layer.Target(at.inode), rest); err != nil {
+			if err := l.step(symlinkSteps); err != nil {
 				return "", err
 			}
-			dir, done = l.root(g.layer), ""
+			var err error
+			if name, err = joinTarget(path.Dir(full), layer.Target(at.inode), rest); err != nil {
+				return "", err
+			}
+			dir, rest = l.root(g.layer), name
 		default:
 			return "", invalid("%s is no directory in the layers below", full)
 		}
 	}
-	return done, nil
+	return name, nil
 }
 
 // nodes returns the nodes of the layer.
@@ -296,6 +316,9 @@ func (g *grafter) move(root *graftNode, m graftMove) error {
 			made := &graftNode{attr: impliedAttr(Dir, Implied), made: true, children: map[string]*graftNode{}}
 			if next != nil {
 				made.attr.Flags |= Replaced
+			}
+			if g.links.made++; g.links.made > maxMade {
+				return invalid("symbolic links lead to more than %d directories that do not exist", maxMade)
 			}
 			at.children[name], next = made, made
 		}

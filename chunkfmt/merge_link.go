@@ -7,9 +7,13 @@ import (
 	"strings"
 )
 
-// maxLinkSteps bounds the names that one merge looks up for all its LinkOuts,
-// so that crafted symbolic links cannot hold it up for long.
-const maxLinkSteps = 1 << 24
+// maxLinkSteps bounds the names that one merge looks up for all its LinkOuts
+// and Implied directories, once for each layer that has the directory, so that
+// crafted links cannot hold it up for more than some seconds.
+const maxLinkSteps = 1 << 25
+
+// symlinkSteps is what following a symbolic link counts for.
+const symlinkSteps = 64
 
 // linkTable knows what LinkOuts link to.
 type linkTable struct {
@@ -19,6 +23,11 @@ type linkTable struct {
 	// given has what linked inodes get from their links.
 	given map[inodeRef]linkAttr
 	steps int
+	// made counts the directories that grafting makes.
+	made int
+	// dirs has the directories that links of the layer top were looked up in.
+	dirs map[string][]inodeRef
+	top  int
 }
 
 // linkAttr is what the links to an inode leave it with. Xattrs is the number of
@@ -102,37 +111,66 @@ func (l *linkTable) find(link inodeRef) (inodeRef, error) {
 // lookup returns what the layers below top have at a clean path; of a
 // directory, any part. It follows symbolic links, but not as the last name.
 func (l *linkTable) lookup(top int, name string) (inodeRef, bool, error) {
-	dir, done := l.root(top), ""
-	for links := 0; name != ""; {
-		if err := l.step(); err != nil {
+	dir, base := path.Split(name)
+	parts, err := l.directory(top, strings.TrimSuffix(dir, "/"))
+	if err != nil {
+		return inodeRef{}, false, err
+	}
+	if base != "" {
+		if err := l.step(len(parts)); err != nil {
 			return inodeRef{}, false, err
 		}
-		first, rest, more := strings.Cut(name, "/")
-		parts := l.child(dir, first)
-		if len(parts) == 0 {
-			return inodeRef{}, false, nil
+		parts = l.child(parts, base)
+	}
+	if len(parts) == 0 {
+		return inodeRef{}, false, nil
+	}
+	return parts[0], true, nil
+}
+
+// directory is lookup for directories, follows the last name too, and returns
+// all parts.
+func (l *linkTable) directory(top int, name string) ([]inodeRef, error) {
+	if l.dirs == nil || l.top != top {
+		l.dirs, l.top = map[string][]inodeRef{}, top
+	}
+	if parts, ok := l.dirs[name]; ok {
+		return parts, nil
+	}
+	parts, clean := l.root(top), name
+	for links, rest := 0, name; rest != "" && len(parts) > 0; {
+		if err := l.step(len(parts)); err != nil {
+			return nil, err
 		}
-		at := parts[0]
-		kind := l.layers[at.layer].Kind(at.inode)
-		switch {
-		case !more:
-			return at, true, nil
+		var first string
+		first, rest, _ = strings.Cut(rest, "/")
+		parts = l.child(parts, first)
+		if len(parts) == 0 {
+			break
+		}
+		layer := &l.layers[parts[0].layer]
+		switch kind := layer.Kind(parts[0].inode); {
 		case kind == Dir:
-			dir, done, name = parts, path.Join(done, first), rest
 			continue
 		case kind != Symlink:
-			return inodeRef{}, false, nil
+			parts = nil
+			continue
 		}
+		full := before(clean, rest)
 		if links++; links > maxFollowed {
-			return inodeRef{}, false, invalid("too many symbolic links at %s", path.Join(done, first))
+			return nil, invalid("too many symbolic links at %s", full)
 		}
 		var err error
-		if name, err = joinTarget(done, l.layers[at.layer].Target(at.inode), rest); err != nil {
-			return inodeRef{}, false, err
+		if clean, err = joinTarget(path.Dir(full), layer.Target(parts[0].inode), rest); err != nil {
+			return nil, err
 		}
-		dir, done = l.root(top), ""
+		if err := l.step(symlinkSteps); err != nil {
+			return nil, err
+		}
+		parts, rest = l.root(top), clean
 	}
-	return inodeRef{}, len(dir) > 0, nil // the root directory
+	l.dirs[name] = parts
+	return parts, nil
 }
 
 // root returns the parts of the root directory of the layers below top.
