@@ -1,12 +1,12 @@
 # Targets are few; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench-p2p generate
+.PHONY: help build test lint demo bench-p2p bench-chunkfmt generate
 
 GO    ?= go
 TOOL   = $(GO) tool -modfile=tools/go.mod
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/supernode, bin/dfdaemon and bin/dfctl
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/supernode ./cmd/dfdaemon ./cmd/dfctl
@@ -27,6 +27,10 @@ RATE  ?= 1gbit
 SIZE  ?= 1GiB
 bench-p2p: ## measure distribution to many nodes: make bench-p2p [NODES=50] [RATE=1gbit] [SIZE=1GiB]
 	$(GO) run ./perf/p2p -nodes $(NODES) -rate $(RATE) -size $(SIZE) $(ARGS)
+
+IMAGES ?= golang
+bench-chunkfmt: ## measure the image format: make bench-chunkfmt [IMAGES=golang,node] [ARGS='-peer ctr-remote -plots plots']
+	$(GO) run ./perf/chunkfmt -images $(IMAGES) $(ARGS)
 
 generate: ## regenerate api/v1/*.pb.go (needs protoc: apt install protobuf-compiler)
 	protoc \

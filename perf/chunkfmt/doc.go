@@ -6,7 +6,9 @@
 //
 // Conversions are whole runs of dfctl, built from this checkout, from one OCI
 // layout to another, so that no registry's time is in the figures. The opening
-// of an image is measured in a process of its own, on one processor.
+// of an image is measured in a process of its own, on one processor. The peer's
+// figures are those of its client; what its containerd uses is left out, in its
+// favour.
 //
 // One JSON document goes to standard output, tables for people to standard
 // error, plots to the directory that -plots names. Making images needs root;

@@ -13,9 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-
-	"github.com/damselfly-io/damselfly/perf/internal/debimage"
-	"github.com/damselfly-io/damselfly/perf/internal/fleet"
+	"time"
 )
 
 // errUsage is returned for wrong arguments, which have been reported.
@@ -29,27 +27,32 @@ const (
 	modeSweep    = "sweep"
 )
 
-var modes = []string{modeConvert, modeNext, modeMetadata, modeSweep}
+var modes = []string{modeMetadata, modeConvert, modeNext, modeSweep}
 
 // options are the command line.
 type options struct {
 	modes  []string
 	work   string
 	images []string
+	files  int
 	repeat int
 	peer   string
 	plots  string
 
-	dfctl string // the program that was built
-	log   func(string, ...any)
+	settings []setting // of the sweep
+	dfctl    string    // the program that was built
+	log      func(string, ...any)
 }
+
+// imageDir is where images are kept.
+func (o *options) imageDir() string { return filepath.Join(o.work, "images") }
 
 // result is the document that is printed.
 type result struct {
-	Convert  []convertResult   `json:"convert,omitempty"`
-	Next     []nextResult      `json:"next,omitempty"`
-	Metadata []*metadataResult `json:"metadata,omitempty"`
-	Sweep    []sweepResult     `json:"sweep,omitempty"`
+	Metadata []metadataResult `json:"metadata,omitempty"`
+	Convert  []convertResult  `json:"convert,omitempty"`
+	Next     []nextResult     `json:"next,omitempty"`
+	Sweep    []sweepResult    `json:"sweep,omitempty"`
 }
 
 func main() {
@@ -73,17 +76,22 @@ func exitCode(err error, stderr io.Writer) int {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) > 0 && args[0] == openCommand {
-		return openImage(args[1:])
+	if len(args) > 0 {
+		switch args[0] {
+		case makeCommand:
+			return makeIndexes(args[1:], stdout)
+		case openCommand:
+			return openImage(stdout)
+		}
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.work, 0o755); err != nil {
-		return err
-	}
 	r, err := o.measure(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err() // whatever it made fail
+	}
 	if err != nil {
 		return err
 	}
@@ -97,114 +105,88 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return enc.Encode(r)
 }
 
-func parseOptions(args []string, stderr io.Writer) (*options, error) {
-	o := &options{log: func(format string, args ...any) {
-		_, _ = fmt.Fprintf(stderr, format+"\n", args...) // there is nowhere else to report to
+func parseOptions(args []string, stderr io.Writer) (options, error) {
+	begin := time.Now()
+	o := options{settings: settings(), log: func(format string, args ...any) {
+		_, _ = fmt.Fprintf(stderr, "%4.0f s  "+format+"\n", append([]any{time.Since(begin).Seconds()}, args...)...) // there is nowhere else to report to
 	}}
 	var mode, images string
 	fs := flag.NewFlagSet("chunkfmt", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&mode, "mode", strings.Join(modes, ","), "what to measure, separated by commas")
-	fs.StringVar(&o.work, "work", ".perf", "directory for the images, which are kept, and for what is converted")
-	fs.StringVar(&images, "images", "golang", "images to convert: names of debimage, or directories of OCI layouts with tag latest, separated by commas")
-	fs.IntVar(&o.repeat, "repeat", 3, "runs of each measurement; medians are reported")
-	fs.StringVar(&o.peer, "peer", os.Getenv("PEER_CTR_REMOTE"), "ctr-remote to compare with; needs containerd (default $PEER_CTR_REMOTE; empty: none)")
-	fs.StringVar(&o.plots, "plots", "", "directory for plots")
+	fs.StringVar(&o.work, "work", ".perf", "directory on a disk for the images, which are kept, and for what is converted")
+	fs.StringVar(&images, "images", "golang", "images to convert, separated by commas: golang, node, python, or directories of OCI layouts with tag latest")
+	fs.IntVar(&o.files, "files", 1_000_000, "files of the larger image of mode metadata; the smaller has a tenth of them")
+	fs.IntVar(&o.repeat, "repeat", 3, "runs of each measurement but the sweep and the peer; medians are reported")
+	fs.StringVar(&o.peer, "peer", "", "ctr-remote to compare with; needs containerd and root (default none)")
+	fs.StringVar(&o.plots, "plots", "", "directory for plots of the sweep (default none)")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			return nil, err
+			return o, err
 		}
-		return nil, errUsage
+		return o, errUsage
 	}
 	o.modes, o.images = strings.Split(mode, ","), strings.Split(images, ",")
+	if fs.NArg() > 0 {
+		o.log("unexpected argument %q (see -help)", fs.Arg(0))
+		return o, errUsage
+	}
+	if wrong := o.check(); wrong != "" {
+		o.log("%s (see -help)", wrong)
+		return o, errUsage
+	}
+	return o, nil
+}
+
+// check returns what is wrong.
+func (o *options) check() string {
 	for _, m := range o.modes {
 		if !slices.Contains(modes, m) {
-			o.log("-mode %s: use one of %s", m, strings.Join(modes, ", "))
-			return nil, errUsage
+			return fmt.Sprintf("-mode %q: use %s", m, strings.Join(modes, ", "))
 		}
 	}
-	if fs.NArg() > 0 || o.repeat < 1 {
-		o.log("wrong arguments: see -help")
-		return nil, errUsage
+	names := map[string]bool{}
+	for _, img := range o.images {
+		if names[shortName(img)] {
+			return fmt.Sprintf("-images: two are called %s", shortName(img))
+		}
+		names[shortName(img)] = true
 	}
-	var err error
-	o.work, err = filepath.Abs(o.work)
-	return o, err
+	switch {
+	case o.repeat < 1:
+		return fmt.Sprintf("-repeat %d: at least 1", o.repeat)
+	case o.files < 1000:
+		return fmt.Sprintf("-files %d: at least 1000", o.files)
+	}
+	return ""
 }
 
 func (o *options) measure(ctx context.Context) (*result, error) {
 	r := &result{}
+	var err error
+	if o.work, err = filepath.Abs(o.work); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(o.imageDir(), 0o755); err != nil { // #nosec G703 -- the user names it
+		return nil, err
+	}
 	if slices.Contains(o.modes, modeMetadata) {
-		for _, files := range []int{100_000, 1_000_000} {
+		for _, files := range []int{o.files / 10, o.files} {
 			m, err := o.measureMetadata(ctx, files)
 			if err != nil {
 				return nil, err
 			}
-			r.Metadata = append(r.Metadata, m)
+			r.Metadata = append(r.Metadata, *m)
 		}
 	}
-	if len(o.modes) == 1 && len(r.Metadata) > 0 {
+	if !slices.ContainsFunc(o.modes, func(m string) bool { return m != modeMetadata }) {
 		return r, nil
 	}
-	bin, err := os.MkdirTemp(o.work, "bin-")
-	if err != nil {
+	if err := o.measureImages(ctx, r); err != nil {
 		return nil, err
 	}
-	defer func() { _ = os.RemoveAll(bin) }() // a leftover in the work directory does no harm
-	if err := fleet.Build(ctx, bin, "dfctl"); err != nil {
-		return nil, err
+	if o.plots == "" || len(r.Sweep) == 0 {
+		return r, nil
 	}
-	o.dfctl = filepath.Join(bin, "dfctl")
-	for _, name := range o.images {
-		if err := o.measureImage(ctx, r, name); err != nil {
-			return nil, fmt.Errorf("image %s: %w", name, err)
-		}
-	}
-	if o.plots != "" && len(r.Sweep) > 0 {
-		return r, o.drawSweep(r.Sweep)
-	}
-	return r, nil
-}
-
-func (o *options) measureImage(ctx context.Context, r *result, name string) error {
-	layout, err := o.layout(ctx, name)
-	if err != nil {
-		return err
-	}
-	for _, mode := range o.modes {
-		switch mode {
-		case modeConvert:
-			c, err := o.compare(ctx, name, layout)
-			if err != nil {
-				return err
-			}
-			r.Convert = append(r.Convert, *c)
-		case modeNext:
-			n, err := o.measureNext(ctx, name, layout)
-			if err != nil {
-				return err
-			}
-			r.Next = append(r.Next, *n)
-		case modeSweep:
-			s, err := o.sweep(ctx, name, layout)
-			if err != nil {
-				return err
-			}
-			r.Sweep = append(r.Sweep, s...)
-		}
-	}
-	return nil
-}
-
-// layout returns the OCI layout of an image, which is made if need be.
-func (o *options) layout(ctx context.Context, name string) (string, error) {
-	if _, err := os.Stat(filepath.Join(name, "index.json")); err == nil {
-		return filepath.Abs(name)
-	}
-	for _, img := range debimage.Images() {
-		if img.Name == name {
-			return debimage.Make(ctx, filepath.Join(o.work, "images"), img, o.log)
-		}
-	}
-	return "", errors.New("neither the directory of an OCI layout nor a known image")
+	return r, drawSweep(o.plots, "svg", r.Sweep)
 }

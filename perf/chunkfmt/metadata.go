@@ -6,170 +6,205 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
-	"slices"
+	"strconv"
 	"time"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
+	"github.com/damselfly-io/damselfly/chunkfmt/build"
 	"github.com/damselfly-io/damselfly/chunkfmt/erofs"
 )
 
-// openCommand is the first argument of the process that is measured.
-const openCommand = "open-image"
+// First arguments of the processes that make and open synthetic images, in the
+// directory in which they run. Both are processes of their own: the one because it is measured, the other because
+// the peak memory that the kernel reports of a child is never less than what
+// its parent had.
+const (
+	makeCommand = "make-indexes"
+	openCommand = "open-image"
+)
 
-// metadataResult is what it takes to make an image mountable whose indexes are
-// there: medians over the runs, the largest for memory.
+var errOwnUse = errors.New(makeCommand + " is for the benchmark's own use")
+
+func layerFile(i int) string { return fmt.Sprintf("layer%d", i) }
+
+// synthetic are the indexes of a synthetic image.
+type synthetic struct {
+	IndexBytes int64 `json:"index_bytes"`
+	PlainBytes int64 `json:"plain_bytes"` // of the files
+}
+
+// opened is what it took to make an image mountable whose indexes are there.
+type opened struct {
+	Entries    int     `json:"entries"`
+	DecodeMS   float64 `json:"decode_ms"`
+	MergeMS    float64 `json:"merge_ms"`
+	EROFSMS    float64 `json:"erofs_ms"`
+	TotalMS    float64 `json:"total_ms"`
+	CPUMS      float64 `json:"cpu_ms"`
+	HeapBytes  int64   `json:"heap_bytes"`
+	PeakRSS    int64   `json:"peak_rss_bytes"` // of the whole process
+	ImageBytes int64   `json:"image_bytes"`
+}
+
+// metadataResult has the medians over the runs, for memory the largest.
 type metadataResult struct {
-	Files       int     `json:"files"`
-	Entries     int     `json:"entries"`
-	IndexBytes  int64   `json:"index_bytes"`
-	PlainBytes  int64   `json:"plain_bytes"`
-	DecodeMS    float64 `json:"decode_ms"`
-	MergeMS     float64 `json:"merge_ms"`
-	EROFSMS     float64 `json:"erofs_ms"`
-	TotalMS     float64 `json:"total_ms"`
-	HeapBytes   int64   `json:"heap_bytes"`
-	ImageBytes  int64   `json:"image_bytes"`
-	IndexShare  float64 `json:"index_percent"`
-	BytesPerOne float64 `json:"index_bytes_per_file"`
+	Files      int   `json:"files"`
+	IndexBytes int64 `json:"index_bytes"`
+	PlainBytes int64 `json:"plain_bytes"`
+	opened
+	IndexPercent float64 `json:"index_percent_of_plain"`
+	BytesPerFile float64 `json:"index_bytes_per_file"`
 }
 
 // measureMetadata makes an image with this many files and opens it in
 // processes of its own, on one processor.
-func (o *options) measureMetadata(ctx context.Context, files int) (_ *metadataResult, err error) {
-	dir, err := os.MkdirTemp(o.work, "metadata-")
+func (o *options) measureMetadata(ctx context.Context, files int) (*metadataResult, error) {
+	dir, remove, err := o.tempDir("metadata-")
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	r := &metadataResult{Files: files}
-	names, err := r.write(dir, files)
-	if err != nil {
-		return nil, err
+	defer remove()
+	o.log("opening an image of %d files", files)
+	var s synthetic
+	if _, err := self(ctx, dir, &s, makeCommand, strconv.Itoa(files)); err != nil {
+		return nil, fmt.Errorf("make indexes of %d files: %w", files, err)
 	}
+	var runs []opened
+	for range o.repeat {
+		var run opened
+		used, err := self(ctx, dir, &run, openCommand)
+		if err != nil {
+			return nil, fmt.Errorf("open an image of %d files: %w", files, err)
+		}
+		run.CPUMS, run.PeakRSS = used.CPUSeconds*1000, used.PeakRSS
+		runs = append(runs, run)
+	}
+	return &metadataResult{
+		Files: files, IndexBytes: s.IndexBytes, PlainBytes: s.PlainBytes, opened: medianOpened(runs),
+		IndexPercent: percent(s.IndexBytes, s.PlainBytes), BytesPerFile: float64(s.IndexBytes) / float64(files),
+	}, nil
+}
+
+// self runs this program in dir on one processor and reads the JSON that it
+// prints.
+func self(ctx context.Context, dir string, v any, args ...string) (*use, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	var runs []metadataResult
-	for range max(o.repeat, 1) {
-		cmd := exec.CommandContext(ctx, program, append([]string{openCommand, filepath.Join(dir, "image")}, names...)...)
-		cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
-		cmd.Stderr = os.Stderr
-		out, err := cmd.Output()
-		if err != nil {
-			return nil, fmt.Errorf("open an image of %d files: %w", files, err)
-		}
-		var run metadataResult
-		if err := json.Unmarshal(out, &run); err != nil {
-			return nil, fmt.Errorf("read the figures of %d files: %w", files, err)
-		}
-		runs = append(runs, run)
-	}
-	r.summarize(runs)
-	return r, nil
-}
-
-// write encodes the layers and returns the files' names.
-func (r *metadataResult) write(dir string, files int) ([]string, error) {
-	layers, err := newSynthesis(512<<10, 1<<20).image(files)
+	cmd := exec.CommandContext(ctx, program, args...) // #nosec G702 -- this program
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+	out, used, err := timed(cmd)
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	return used, json.Unmarshal(out, v)
+}
+
+func medianOpened(runs []opened) opened {
+	m := runs[0]
+	m.DecodeMS = medianOf(runs, func(r opened) float64 { return r.DecodeMS })
+	m.MergeMS = medianOf(runs, func(r opened) float64 { return r.MergeMS })
+	m.EROFSMS = medianOf(runs, func(r opened) float64 { return r.EROFSMS })
+	m.TotalMS = medianOf(runs, func(r opened) float64 { return r.TotalMS })
+	m.CPUMS = medianOf(runs, func(r opened) float64 { return r.CPUMS })
+	for _, r := range runs {
+		m.HeapBytes, m.PeakRSS = max(m.HeapBytes, r.HeapBytes), max(m.PeakRSS, r.PeakRSS)
+	}
+	return m
+}
+
+// makeIndexes writes the indexes of a synthetic image and prints what they are.
+func makeIndexes(args []string, out io.Writer) error {
+	if len(args) != 1 {
+		return errOwnUse
+	}
+	files, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	layers, err := newSynthesis(build.DefaultChunkSize, build.DefaultGroupSize).image(files)
+	if err != nil {
+		return err
+	}
+	var s synthetic
 	for i, x := range layers {
 		p, err := chunkfmt.Encode(x)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		name := filepath.Join(dir, fmt.Sprintf("layer%d", i))
-		if err := os.WriteFile(name, p, 0o600); err != nil {
-			return nil, err
+		if err := os.WriteFile(layerFile(i), p, 0o600); err != nil {
+			return err
 		}
-		names = append(names, name)
-		r.IndexBytes += int64(len(p))
+		s.IndexBytes += int64(len(p))
 		for n := range x.Inodes {
-			if x.Kind(uint32(n)) == chunkfmt.File { //nolint:gosec // fewer than 1<<32
-				r.PlainBytes += x.Inodes[n].Size
+			if x.Kind(uint32(n)) == chunkfmt.File {
+				s.PlainBytes += x.Inodes[n].Size
 			}
 		}
 	}
-	r.IndexShare = 100 * float64(r.IndexBytes) / float64(r.PlainBytes)
-	r.BytesPerOne = float64(r.IndexBytes) / float64(files)
-	return names, nil
-}
-
-func (r *metadataResult) summarize(runs []metadataResult) {
-	middle := func(of func(metadataResult) float64) float64 {
-		var all []float64
-		for _, run := range runs {
-			all = append(all, of(run))
-		}
-		slices.Sort(all)
-		return all[len(all)/2]
-	}
-	r.DecodeMS = middle(func(m metadataResult) float64 { return m.DecodeMS })
-	r.MergeMS = middle(func(m metadataResult) float64 { return m.MergeMS })
-	r.EROFSMS = middle(func(m metadataResult) float64 { return m.EROFSMS })
-	r.TotalMS = middle(func(m metadataResult) float64 { return m.TotalMS })
-	for _, run := range runs {
-		r.HeapBytes = max(r.HeapBytes, run.HeapBytes)
-		r.ImageBytes, r.Entries = run.ImageBytes, run.Entries
-	}
+	return json.NewEncoder(out).Encode(s)
 }
 
 // openImage is the measured process: it does what a node does between the
 // indexes' arrival and the mount, once, and prints the figures.
-func openImage(args []string) error {
-	if len(args) < 2 {
-		return errors.New("usage: " + openCommand + " IMAGE INDEX...")
-	}
+func openImage(out io.Writer) error {
 	var files [][]byte
-	for _, name := range args[1:] {
-		p, err := os.ReadFile(name)
+	for i := range syntheticLayers {
+		p, err := os.ReadFile(layerFile(i))
 		if err != nil {
 			return err
 		}
 		files = append(files, p)
 	}
-	var r metadataResult
+	var r opened
 	begin := time.Now()
-	var layers []*chunkfmt.Tree
-	for i, p := range files {
-		x, err := chunkfmt.Decode(p, chunkfmt.Limits{})
-		if err != nil {
-			return err
-		}
-		layers = append(layers, &x.Tree)
-		files[i] = nil
+	layers, err := decode(files)
+	if err != nil {
+		return err
 	}
 	decoded := time.Now()
 	tree, err := chunkfmt.Merge(layers...)
 	if err != nil {
 		return err
 	}
-	layers = nil
 	merged := time.Now()
-	if r.ImageBytes, err = writeImage(args[0], tree); err != nil {
+	if r.ImageBytes, err = writeImage(tree); err != nil {
 		return err
 	}
 	end := time.Now()
 	ms := func(from, to time.Time) float64 { return float64(to.Sub(from).Microseconds()) / 1000 }
 	r.DecodeMS, r.MergeMS, r.EROFSMS, r.TotalMS = ms(begin, decoded), ms(decoded, merged), ms(merged, end), ms(begin, end)
 	r.Entries = len(tree.Entries)
-	// What the process has taken from the kernel for its heap, which it never
-	// gives back during so short a life.
+	// What the heap was at its largest: the part of the address space that it
+	// has ever used, which the collector never shrinks.
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	r.HeapBytes = int64(mem.HeapSys) //nolint:gosec // memory fits
-	return json.NewEncoder(os.Stdout).Encode(r)
+	return json.NewEncoder(out).Encode(r)
 }
 
-func writeImage(name string, tree *chunkfmt.Tree) (size int64, err error) {
-	f, err := os.Create(name)
+// decode frees each file once it is decoded.
+func decode(files [][]byte) ([]*chunkfmt.Tree, error) {
+	var layers []*chunkfmt.Tree
+	for i, p := range files {
+		x, err := chunkfmt.Decode(p, chunkfmt.Limits{})
+		if err != nil {
+			return nil, err
+		}
+		layers = append(layers, &x.Tree)
+		files[i] = nil
+	}
+	return layers, nil
+}
+
+func writeImage(tree *chunkfmt.Tree) (size int64, err error) {
+	f, err := os.Create("image")
 	if err != nil {
 		return 0, err
 	}

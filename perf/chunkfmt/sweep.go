@@ -3,19 +3,103 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
+
+	"github.com/damselfly-io/damselfly/chunkfmt/build"
 )
 
-// sweepResult is one image converted with one set of options.
-type sweepResult struct {
-	Image     string `json:"image"`
-	ChunkKiB  int64  `json:"chunk_kib"`
-	GroupKiB  int64  `json:"group_kib"`
+// setting is what a sweep changes.
+type setting struct {
+	ChunkKiB  int    `json:"chunk_kib"`
+	GroupKiB  int    `json:"group_kib"`
 	Codec     string `json:"codec"`
-	Level     int    `json:"level"`
+	Level     int    `json:"level"` // of zstd
 	InlineMax int    `json:"inline_max"`
+}
+
+const (
+	codecZstd = "zstd"
+	codecNone = "none"
+)
+
+// defaults are what dfctl uses when nothing is said.
+func defaults() setting {
+	return setting{
+		ChunkKiB: build.DefaultChunkSize >> 10, GroupKiB: build.DefaultGroupSize >> 10,
+		Codec: codecZstd, Level: build.DefaultLevel, InlineMax: build.DefaultInlineMax,
+	}
+}
+
+// codec is the codec with its level.
+func (s setting) codec() string {
+	if s.Codec == codecZstd {
+		return fmt.Sprintf("%s %d", s.Codec, s.Level)
+	}
+	return s.Codec
+}
+
+func (s setting) sizes() string { return fmt.Sprintf("%s / %s", kib(s.ChunkKiB), kib(s.GroupKiB)) }
+
+func kib(n int) string {
+	if n >= 1024 {
+		return fmt.Sprintf("%dM", n>>10)
+	}
+	return fmt.Sprintf("%dK", n)
+}
+
+func (s setting) String() string {
+	return fmt.Sprintf("chunks / groups of %s, %s, files up to %d bytes inline", s.sizes(), s.codec(), s.InlineMax)
+}
+
+// args are those of dfctl image convert.
+func (s setting) args() []string {
+	args := []string{
+		"--chunk-size", fmt.Sprintf("%dKiB", s.ChunkKiB), "--group-size", fmt.Sprintf("%dKiB", s.GroupKiB),
+		"--codec", s.Codec, "--inline", strconv.Itoa(s.inline()),
+	}
+	if s.Codec == codecZstd {
+		args = append(args, "--level", strconv.Itoa(s.Level))
+	}
+	return args
+}
+
+// inline is what dfctl calls it: 0 would be its default.
+func (s setting) inline() int {
+	if s.InlineMax == 0 {
+		return -1
+	}
+	return s.InlineMax
+}
+
+// settings are the defaults first, and then variations of one thing each.
+func settings() []setting {
+	all := []setting{defaults()}
+	vary := func(change func(*setting)) {
+		s := defaults()
+		change(&s)
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	for _, size := range [][2]int{{64, 128}, {128, 256}, {256, 512}, {512, 512}, {512, 1024}, {1024, 1024}, {512, 2048}, {1024, 4096}} {
+		vary(func(s *setting) { s.ChunkKiB, s.GroupKiB = size[0], size[1] })
+	}
+	for _, level := range []int{1, 3, 7} {
+		vary(func(s *setting) { s.Level = level })
+	}
+	vary(func(s *setting) { s.Codec, s.Level = codecNone, 0 })
+	for _, inline := range []int{0, 128, 512} {
+		vary(func(s *setting) { s.InlineMax = inline })
+	}
+	return all
+}
+
+// sweepResult is one image converted with one setting.
+type sweepResult struct {
+	Image string `json:"image"`
+	setting
 	conversion
-	MBPerCore    float64 `json:"tar_mb_per_cpu_second"`
 	SizePercent  float64 `json:"size_percent"`
 	IndexPercent float64 `json:"index_percent_of_plain"`
 	// ColdBytes are those that the start of the image's command must fetch:
@@ -23,64 +107,37 @@ type sweepResult struct {
 	ColdBytes int64 `json:"cold_start_bytes"`
 }
 
-// sweep converts with sizes, codecs and levels around the defaults.
-func (o *options) sweep(ctx context.Context, name, layout string) ([]sweepResult, error) {
+// sweep converts once with each of the settings.
+func (o *options) sweep(ctx context.Context, img *subject, with []setting) ([]sweepResult, error) {
 	var all []sweepResult
-	for _, s := range sweeps() {
-		s.Image = name
-		o.log("converting %s: chunks of %d KiB, groups of %d KiB, %s level %d, inline to %d", name, s.ChunkKiB, s.GroupKiB, s.Codec, s.Level, s.InlineMax)
-		if err := o.sweepOne(ctx, &s, layout); err != nil {
+	for i, s := range with {
+		o.log("%s: setting %d of %d: %s", img.name, i+1, len(with), s)
+		r, err := o.sweepOne(ctx, img, s)
+		if err != nil {
 			return nil, err
 		}
-		all = append(all, s)
+		all = append(all, *r)
 	}
 	return all, nil
 }
 
-func sweeps() []sweepResult {
-	usual := sweepResult{ChunkKiB: 512, GroupKiB: 1024, Codec: "zstd", Level: 1, InlineMax: 128}
-	var all []sweepResult
-	for _, size := range [][2]int64{{64, 128}, {128, 256}, {256, 256}, {256, 512}, {256, 1024}, {512, 512}, {512, 1024}, {1024, 1024}, {512, 2048}, {1024, 4096}} {
-		s := usual
-		s.ChunkKiB, s.GroupKiB = size[0], size[1]
-		all = append(all, s)
-	}
-	for _, level := range []int{3, 7} {
-		s := usual
-		s.Level = level
-		all = append(all, s)
-	}
-	for _, inline := range []int{-1, 64, 512} {
-		s := usual
-		s.InlineMax = inline
-		all = append(all, s)
-	}
-	s := usual
-	s.Codec = "none"
-	return append(all, s)
-}
-
-func (o *options) sweepOne(ctx context.Context, s *sweepResult, layout string) error {
+func (o *options) sweepOne(ctx context.Context, img *subject, s setting) (*sweepResult, error) {
 	to, remove, err := o.tempDir("sweep-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer remove()
-	args := []string{
-		"--tag", "sweep", "--chunk-size", fmt.Sprintf("%dKiB", s.ChunkKiB), "--group-size", fmt.Sprintf("%dKiB", s.GroupKiB),
-		"--codec", s.Codec, "--inline", strconv.Itoa(s.InlineMax),
-	}
-	if s.Codec == "zstd" {
-		args = append(args, "--level", strconv.Itoa(s.Level))
-	}
-	c, err := o.convertTo(ctx, layout, to, args...)
+	// Layers that could be read in place would show nothing of the setting.
+	c, err := o.convertTo(ctx, img.layout, to, append(s.args(), "--new-blobs", "--tag", "sweep")...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.conversion = *c
-	s.MBPerCore = float64(c.TarBytes) / 1e6 / c.CPUSeconds
-	s.SizePercent = 100 * float64(c.IndexBytes+c.BlobBytes) / float64(c.ImageBytes)
-	s.IndexPercent = 100 * float64(c.IndexBytes) / float64(c.PlainBytes)
-	s.ColdBytes, err = o.coldStart(ctx, "oci:"+to+":sweep")
-	return err
+	r := &sweepResult{
+		Image: img.name, setting: s, conversion: *c,
+		SizePercent: percent(c.stored(), c.ImageBytes), IndexPercent: percent(c.IndexBytes, c.PlainBytes),
+	}
+	// The layout has only the artifact: what the image's command is stands in
+	// the image.
+	r.ColdBytes, err = o.coldStart(ctx, "oci:"+to+":sweep")
+	return r, err
 }

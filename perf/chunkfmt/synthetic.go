@@ -24,6 +24,8 @@ const (
 	removedInTen  = 1
 	inlineSize    = 64
 	storedPercent = 30 // of the plain bytes
+
+	syntheticLayers = 2
 )
 
 // synthesis makes layers whose blobs exist only as tables.
@@ -101,7 +103,7 @@ func (s *synthesis) addFile(d *chunkfmt.Draft, b *blobTable, i int) error {
 		n.Inline = make([]byte, n.Size)
 	default:
 		for left := n.Size; left > 0; left -= s.chunkSize {
-			n.Chunks = append(n.Chunks, b.add(uint32(min(left, s.chunkSize))))
+			n.Chunks = append(n.Chunks, b.add(min(left, s.chunkSize)))
 		}
 	}
 	return d.Put(name, n)
@@ -130,17 +132,17 @@ type blobTable struct {
 }
 
 // add returns the number of the new chunk.
-func (b *blobTable) add(length uint32) uint32 {
+func (b *blobTable) add(length int64) uint32 {
 	at := alignUp(b.plain)
-	if at > 0 && at+int64(length) > b.groupSize {
+	if at > 0 && at+length > b.groupSize {
 		b.closeGroup()
 		at = 0
 	}
 	b.chunks = append(b.chunks, chunkfmt.Chunk{
-		Group: uint32(len(b.blob.Groups)), Offset: uint32(at), Length: length, Digest: b.digest(),
+		Group: narrow(len(b.blob.Groups)), Offset: narrow(at), Length: narrow(length), Digest: b.digest(),
 	})
-	b.plain = at + int64(length)
-	return uint32(len(b.chunks) - 1)
+	b.plain = at + length
+	return narrow(len(b.chunks) - 1)
 }
 
 func (b *blobTable) closeGroup() {
@@ -148,7 +150,7 @@ func (b *blobTable) closeGroup() {
 		return
 	}
 	g := chunkfmt.Group{
-		Offset: b.blob.Size, Stored: uint32(b.plain*storedPercent/100 + 1), Plain: uint32(b.plain),
+		Offset: b.blob.Size, Stored: narrow(b.plain*storedPercent/100 + 1), Plain: narrow(b.plain),
 		Codec: chunkfmt.Zstd, Digest: b.digest(), Device: b.blob.DeviceSize,
 	}
 	b.blob.Groups = append(b.blob.Groups, g)
@@ -165,4 +167,10 @@ func (b *blobTable) finish() chunkfmt.Blob {
 
 func alignUp(n int64) int64 {
 	return (n + chunkfmt.BlockSize - 1) / chunkfmt.BlockSize * chunkfmt.BlockSize
+}
+
+// narrow is for numbers that fit: those within a group, and counts of what is in
+// memory.
+func narrow[N int | int64](n N) uint32 {
+	return uint32(n)
 }

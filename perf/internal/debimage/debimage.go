@@ -7,9 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,15 +20,31 @@ type Image struct {
 	Name string
 	// Packages are the groups of Debian packages, one layer each.
 	Packages [][]string
+	// Command is the image's. Default: /bin/bash.
+	Command []string
 }
 
 // Images are those that the benchmarks use, the one for which the project
 // states its goals first.
 func Images() []Image {
 	return []Image{
-		{"golang", [][]string{{"gcc", "libc6-dev", "ca-certificates"}, {"golang-go"}}},
-		{"node", [][]string{{"nodejs", "npm"}}},
-		{"python", [][]string{{"python3", "python3-numpy", "python3-scipy"}}},
+		{"golang", [][]string{{"gcc", "libc6-dev", "ca-certificates"}, {"golang-go"}}, []string{"go", "version"}},
+		{"node", [][]string{{"nodejs", "npm"}}, []string{"node", "--version"}},
+		{"python", [][]string{{"python3", "python3-numpy", "python3-scipy"}}, []string{"python3", "--version"}},
+	}
+}
+
+func (img Image) config() v1.Image {
+	command := img.Command
+	if len(command) == 0 {
+		command = []string{"/bin/bash"}
+	}
+	return v1.Image{
+		Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
+		Config: v1.ImageConfig{
+			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+			Cmd: command,
+		},
 	}
 }
 
@@ -72,7 +90,7 @@ func (m *maker) make(ctx context.Context, img Image, layout string) error {
 	if err != nil {
 		return err
 	}
-	w, err := newWriter(filepath.Join(m.work, "layout"))
+	w, err := newWriter(filepath.Join(m.work, "layout"), img.config())
 	if err != nil {
 		return err
 	}

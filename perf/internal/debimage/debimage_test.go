@@ -3,11 +3,13 @@ package debimage
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 	"testing"
 
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/damselfly-io/damselfly/internal/testenv"
@@ -96,7 +98,7 @@ func TestNextChangesItsShare(t *testing.T) {
 	testenv.Integration(t)
 	testenv.Tool(t, "gzip")
 	dir := t.TempDir()
-	w, err := newWriter(filepath.Join(dir, "v1"))
+	w, err := newWriter(filepath.Join(dir, "v1"), Image{}.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,5 +120,37 @@ func TestNextChangesItsShare(t *testing.T) {
 		if got := next.Layers[0].Digest == w.manifest.Layers[0].Digest; got != same {
 			t.Errorf("%d %%: layer unchanged: %v", percent, got)
 		}
+	}
+}
+
+func TestPlainHasTheSameTars(t *testing.T) {
+	testenv.Integration(t)
+	testenv.Tool(t, "gzip")
+	dir := t.TempDir()
+	w, err := newWriter(filepath.Join(dir, "v1"), Image{Command: []string{"go", "version"}}.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.layer(t.Context(), tree(t), false), w.finish()); err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(dir, "plain")
+	for range 2 { // the second time, it is there
+		if err := Plain(w.dir, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := readManifest(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := m.Layers[0]; got.Digest != w.config.RootFS.DiffIDs[0] || got.MediaType != v1.MediaTypeImageLayer {
+		t.Errorf("layer %+v", got)
+	}
+	if m.Config.Digest != w.manifest.Config.Digest {
+		t.Error("the config is another one")
+	}
+	if err := Plain(to, filepath.Join(dir, "again")); err == nil {
+		t.Error("layers that are not gzip were accepted")
 	}
 }

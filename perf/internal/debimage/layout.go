@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"time"
 
@@ -32,21 +31,17 @@ type writer struct {
 	config   v1.Image
 }
 
-func newWriter(dir string) (*writer, error) {
+// newWriter makes a layout whose image has what config says, but for layers.
+func newWriter(dir string, config v1.Image) (*writer, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "blobs", "sha256"), 0o755); err != nil {
 		return nil, err
 	}
+	config.History = nil
+	config.RootFS = v1.RootFS{Type: "layers"}
 	return &writer{
 		dir:      dir,
 		manifest: v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest},
-		config: v1.Image{
-			Platform: v1.Platform{Architecture: runtime.GOARCH, OS: "linux"},
-			Config: v1.ImageConfig{
-				Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-				Cmd: []string{"/bin/bash"},
-			},
-			RootFS: v1.RootFS{Type: "layers"},
-		},
+		config:   config,
 	}, nil
 }
 
@@ -60,25 +55,43 @@ func (w *writer) layer(ctx context.Context, root string, overlay bool) error {
 }
 
 // stream adds the tar that write writes as a gzip layer.
-func (w *writer) stream(ctx context.Context, write func(io.Writer) error) (err error) {
+func (w *writer) stream(ctx context.Context, write func(io.Writer) error) error {
+	return w.add(v1.MediaTypeImageLayerGzip, func(to io.Writer) (digest.Digest, error) {
+		gzip := exec.CommandContext(ctx, "gzip", "-6", "-n")
+		gzip.Stdout, gzip.Stderr = to, os.Stderr
+		in, err := gzip.StdinPipe()
+		if err != nil {
+			return "", err
+		}
+		if err := gzip.Start(); err != nil {
+			return "", fmt.Errorf("start gzip: %w", err)
+		}
+		plain := sha256.New()
+		buffered := bufio.NewWriterSize(io.MultiWriter(in, plain), 1<<20)
+		err = errors.Join(write(buffered), buffered.Flush(), in.Close(), gzip.Wait())
+		return digestOf(plain), err
+	})
+}
+
+// plain adds the tar that write writes as it is.
+func (w *writer) plain(write func(io.Writer) error) error {
+	return w.add(v1.MediaTypeImageLayer, func(to io.Writer) (digest.Digest, error) {
+		plain := sha256.New()
+		buffered := bufio.NewWriterSize(io.MultiWriter(to, plain), 1<<20)
+		err := errors.Join(write(buffered), buffered.Flush())
+		return digestOf(plain), err
+	})
+}
+
+// add adds the layer that pack writes; pack returns the digest of its tar.
+func (w *writer) add(mediaType string, pack func(io.Writer) (digest.Digest, error)) (err error) {
 	f, err := os.CreateTemp(w.dir, "layer")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	plain, packed := sha256.New(), sha256.New()
-	gzip := exec.CommandContext(ctx, "gzip", "-6", "-n")
-	gzip.Stdout = io.MultiWriter(f, packed)
-	gzip.Stderr = os.Stderr
-	in, err := gzip.StdinPipe()
-	if err != nil {
-		return err
-	}
-	if err := gzip.Start(); err != nil {
-		return fmt.Errorf("start gzip: %w", err)
-	}
-	buffered := bufio.NewWriterSize(io.MultiWriter(in, plain), 1<<20)
-	err = errors.Join(write(buffered), buffered.Flush(), in.Close(), gzip.Wait())
+	packed := sha256.New()
+	plain, err := pack(io.MultiWriter(f, packed))
 	if err != nil {
 		return fmt.Errorf("pack a layer: %w", err)
 	}
@@ -86,10 +99,8 @@ func (w *writer) stream(ctx context.Context, write func(io.Writer) error) (err e
 	if err != nil {
 		return err
 	}
-	w.manifest.Layers = append(w.manifest.Layers, v1.Descriptor{
-		MediaType: v1.MediaTypeImageLayerGzip, Digest: digestOf(packed), Size: info.Size(),
-	})
-	w.config.RootFS.DiffIDs = append(w.config.RootFS.DiffIDs, digestOf(plain))
+	w.manifest.Layers = append(w.manifest.Layers, v1.Descriptor{MediaType: mediaType, Digest: digestOf(packed), Size: info.Size()})
+	w.config.RootFS.DiffIDs = append(w.config.RootFS.DiffIDs, plain)
 	return os.Rename(f.Name(), w.blob(digestOf(packed)))
 }
 

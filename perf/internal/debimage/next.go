@@ -22,6 +22,25 @@ import (
 // of the path, so that every run gives the same image. A layout that is there
 // already is kept.
 func Next(ctx context.Context, layout, to string, percent uint32) error {
+	return revise(layout, to, func(w *writer, tarball io.Reader) error {
+		return w.stream(ctx, func(out io.Writer) error { return rebuild(tarball, out, percent) })
+	})
+}
+
+// Plain makes, from the layout of an image, that of the same image with layers
+// that are not compressed. A layout that is there already is kept.
+func Plain(layout, to string) error {
+	return revise(layout, to, func(w *writer, tarball io.Reader) error {
+		return w.plain(func(out io.Writer) error {
+			_, err := io.Copy(out, tarball)
+			return err
+		})
+	})
+}
+
+// revise makes a layout whose layers are what add makes of those of another,
+// which must be compressed by gzip.
+func revise(layout, to string, add func(*writer, io.Reader) error) error {
 	if _, err := os.Stat(filepath.Join(to, v1.ImageIndexFile)); err == nil {
 		return nil
 	}
@@ -29,25 +48,46 @@ func Next(ctx context.Context, layout, to string, percent uint32) error {
 	if err != nil {
 		return err
 	}
-	work, err := os.MkdirTemp(filepath.Dir(to), ".next-")
+	var config v1.Image
+	if err := readJSON(blobPath(layout, manifest.Config), &config); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(filepath.Dir(to), ".revised-")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(work) }() // gone already, or of no use
-	w, err := newWriter(filepath.Join(work, "layout"))
+	w, err := newWriter(filepath.Join(work, "layout"), config)
 	if err != nil {
 		return err
 	}
 	for _, layer := range manifest.Layers {
-		from := filepath.Join(layout, "blobs", "sha256", layer.Digest.Encoded())
-		if err := w.stream(ctx, func(out io.Writer) error { return rebuild(from, out, percent) }); err != nil {
-			return fmt.Errorf("rebuild layer %s: %w", layer.Digest, err)
+		if err := unzip(layout, layer, func(r io.Reader) error { return add(w, r) }); err != nil {
+			return fmt.Errorf("make layer %s again: %w", layer.Digest, err)
 		}
 	}
 	if err := w.finish(); err != nil {
 		return err
 	}
 	return os.Rename(w.dir, to)
+}
+
+func blobPath(layout string, d v1.Descriptor) string {
+	return filepath.Join(layout, "blobs", d.Digest.Algorithm().String(), d.Digest.Encoded())
+}
+
+// unzip calls use with a layer's tar.
+func unzip(layout string, layer v1.Descriptor, use func(io.Reader) error) error {
+	f, err := os.Open(blobPath(layout, layer))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // only read from
+	r, err := gzip.NewReader(bufio.NewReaderSize(f, 1<<20))
+	if err != nil {
+		return fmt.Errorf("layer of type %s: %w", layer.MediaType, err)
+	}
+	return use(r)
 }
 
 func readManifest(layout string) (*v1.Manifest, error) {
@@ -59,7 +99,7 @@ func readManifest(layout string) (*v1.Manifest, error) {
 		return nil, fmt.Errorf("layout %s has %d images, want 1", layout, len(index.Manifests))
 	}
 	m := &v1.Manifest{}
-	return m, readJSON(filepath.Join(layout, "blobs", "sha256", index.Manifests[0].Digest.Encoded()), m)
+	return m, readJSON(blobPath(layout, index.Manifests[0]), m)
 }
 
 func readJSON(path string, v any) error {
@@ -73,17 +113,9 @@ func readJSON(path string, v any) error {
 	return nil
 }
 
-func rebuild(layer string, to io.Writer, percent uint32) (err error) {
-	f, err := os.Open(layer)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	unzip, err := gzip.NewReader(bufio.NewReaderSize(f, 1<<20))
-	if err != nil {
-		return err
-	}
-	in, out := tar.NewReader(unzip), tar.NewWriter(to)
+// rebuild copies a tar and changes percent of its files.
+func rebuild(from io.Reader, to io.Writer, percent uint32) error {
+	in, out := tar.NewReader(from), tar.NewWriter(to)
 	for {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
