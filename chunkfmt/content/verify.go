@@ -326,8 +326,16 @@ func (v *blobVerifier) done(g *chunkfmt.Group) {
 // result adds to the failures the files that they touch.
 func (v *blobVerifier) result() []Failure {
 	if len(v.bad) > 0 {
+		linked := map[uint32][]int{} // a file with a million names is looked at once
 		for path, inode := range v.tree.Walk() {
-			for _, at := range slices.Sorted(maps.Keys(v.touched(inode))) {
+			touched, ok := linked[inode]
+			if !ok {
+				touched = slices.Sorted(maps.Keys(v.touched(inode)))
+			}
+			if v.tree.Inodes[inode].Nlink > 1 && v.tree.Kind(inode) == chunkfmt.File {
+				linked[inode] = touched
+			}
+			for _, at := range touched {
 				f := &v.failures[at]
 				if len(f.Paths) < maxPaths {
 					f.Paths = append(f.Paths, path)

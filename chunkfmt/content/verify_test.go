@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -96,6 +97,26 @@ func TestVerifyBlobsHoles(t *testing.T) {
 	failures := verify(t, tree, src, content.VerifyOptions{})
 	if len(failures) != 1 || !slices.Equal(failures[0].Paths, []string{"sparse"}) {
 		t.Errorf("failures %v", failures)
+	}
+}
+
+// The chunks of a file are gone through once, not once for each of its names:
+// that would take minutes here.
+func TestVerifyBlobsOfManyLinks(t *testing.T) {
+	const links, runs = 20_000, 1 << 20
+	tree := &chunkfmt.Tree{
+		Inodes: []chunkfmt.Inode{{Nlink: 2, Count: links}, {Attr: 1, Nlink: links, Size: runs, Count: runs}},
+		Attrs:  []chunkfmt.Attr{{Kind: chunkfmt.Dir}, {Kind: chunkfmt.File}},
+		Xattrs: [][]chunkfmt.Xattr{nil},
+		Runs:   slices.Repeat([]chunkfmt.Run{{Count: 1}}, runs),
+		Chunks: []chunkfmt.Chunk{{Blob: chunkfmt.Hole, Length: 1, Digest: chunkfmt.Sum([]byte("no zero"))}},
+	}
+	for i := range links {
+		tree.Entries = append(tree.Entries, chunkfmt.Entry{Name: fmt.Sprintf("%05d", i), Inode: 1})
+	}
+	failures := verify(t, tree, &memory{}, content.VerifyOptions{})
+	if len(failures) != 1 || len(failures[0].Paths)+failures[0].More != links {
+		t.Errorf("failures %.500v", failures)
 	}
 }
 
