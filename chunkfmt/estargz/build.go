@@ -1,6 +1,7 @@
 package estargz
 
 import (
+	"context"
 	"fmt"
 	"math"
 	"path"
@@ -15,19 +16,29 @@ const (
 	// with its prefix in the root are left-overs of aufs.
 	opaqueName = ".wh..wh..opq"
 	aufsPrefix = ".wh..wh."
+
+	// entriesPerCheck is after how many entries the context is looked at.
+	entriesPerCheck = 1024
 )
 
 // landmarks are files of eStargz that tell how far to prefetch.
 var landmarks = map[string]bool{".prefetch.landmark": true, ".no.prefetch.landmark": true}
 
 // build makes the index that a table's JSON describes.
-func build(raw []byte, at place, size int64, o Options) (*chunkfmt.Index, error) {
+func build(ctx context.Context, raw []byte, at place, size int64, o Options) (*chunkfmt.Index, error) {
 	b := &builder{
 		draft:  chunkfmt.NewDraft(),
 		names:  map[string]bool{},
 		layout: layout{end: at.dataEnd, holes: map[uint32]uint32{}},
 	}
-	if err := scan(raw, o.Limits.orDefault().Entries, b.add); err != nil {
+	n := 0
+	add := func(e *entry) error {
+		if n++; n%entriesPerCheck == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return b.add(e)
+	}
+	if err := scan(raw, o.Limits.orDefault().Entries, add); err != nil {
 		return nil, err
 	}
 	if err := b.finish(); err != nil {

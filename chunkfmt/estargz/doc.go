@@ -28,6 +28,11 @@
 // The table itself, the landmark files .prefetch.landmark and
 // .no.prefetch.landmark, and the tar-split data of zstd:chunked.
 //
+// Tables of eStargz have times rounded to the nearest second, up or down, while
+// the tar in the layer, which unpacking and package build go by, may have parts
+// of seconds. A tree from such a table is that of the unpacked layer in
+// everything else, but for the files above.
+//
 // The formats are specified in
 // https://github.com/containerd/stargz-snapshotter/blob/main/docs/estargz.md
 // and https://github.com/containers/storage/blob/main/docs/containers-storage-zstd-chunked.md

@@ -87,8 +87,8 @@ func (l Limits) orDefault() Limits {
 }
 
 // Open makes the index of a layer of size bytes from its table of contents.
-// It reads r two times, at the end and where the table is, and checks ctx
-// between.
+// It reads r two times, at the end and where the table is. It checks ctx before
+// each and while it goes over the table.
 func Open(ctx context.Context, r io.ReaderAt, size int64, o Options) (*chunkfmt.Index, error) {
 	o.Limits = o.Limits.orDefault()
 	if size <= 0 || size > chunkfmt.MaxFileSize {
@@ -108,7 +108,7 @@ func Open(ctx context.Context, r io.ReaderAt, size int64, o Options) (*chunkfmt.
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	index, err := build(raw, at, size, o)
+	index, err := build(ctx, raw, at, size, o)
 	if err != nil {
 		return nil, fmt.Errorf("table of contents of layer %s: %w", o.Digest, err)
 	}

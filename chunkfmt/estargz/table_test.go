@@ -2,6 +2,7 @@ package estargz
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -16,7 +17,7 @@ var at = place{codec: chunkfmt.Gzip, offset: 1 << 20, length: 100, dataEnd: 1 <<
 const size = 1<<20 + 1000
 
 func buildText(text string) (*chunkfmt.Index, error) {
-	return build([]byte(text), at, size, Options{Digest: chunkfmt.Sum([]byte("layer"))})
+	return build(context.Background(), []byte(text), at, size, Options{Digest: chunkfmt.Sum([]byte("layer"))})
 }
 
 func table(entries ...string) string {
@@ -31,6 +32,31 @@ func reg(name string, size, offset int, more string) string {
 
 func chunk(chunkOffset, chunkSize, offset int) string {
 	return fmt.Sprintf(`{"type":"chunk","chunkOffset":%d,"chunkSize":%d,"offset":%d,"chunkDigest":%q}`, chunkOffset, chunkSize, offset, someDigest)
+}
+
+// lateContext ends when it has been asked a few times.
+type lateContext struct {
+	context.Context
+	left int
+}
+
+func (c *lateContext) Err() error {
+	if c.left--; c.left < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+func TestLongTablesEndWithContext(t *testing.T) {
+	entries := make([]string, 10*entriesPerCheck)
+	for i := range entries {
+		entries[i] = fmt.Sprintf(`{"name":"%d","type":"dir"}`, i)
+	}
+	ctx := &lateContext{t.Context(), 3}
+	_, err := build(ctx, []byte(table(entries...)), at, size, Options{Digest: chunkfmt.Sum([]byte("layer"))})
+	if !errors.Is(err, context.Canceled) || errors.Is(err, chunkfmt.ErrInvalid) {
+		t.Errorf("error %v with %d left", err, ctx.left)
+	}
 }
 
 func TestGoodTables(t *testing.T) {
@@ -148,7 +174,7 @@ func TestManyLengthsOfZeros(t *testing.T) {
 
 func TestLongMembersAreCut(t *testing.T) {
 	end := int64(3 * chunkfmt.MaxGroupStored)
-	x, err := build([]byte(table(reg("a", 5, 100, ""))), place{codec: chunkfmt.Gzip, dataEnd: end}, end+10,
+	x, err := build(t.Context(), []byte(table(reg("a", 5, 100, ""))), place{codec: chunkfmt.Gzip, dataEnd: end}, end+10,
 		Options{Digest: chunkfmt.Sum(nil)})
 	if err != nil {
 		t.Fatal(err)
@@ -172,7 +198,7 @@ func FuzzTable(f *testing.F) {
 		for _, codec := range []chunkfmt.Codec{chunkfmt.Gzip, chunkfmt.Zstd} {
 			where := at
 			where.codec = codec
-			x, err := build(raw, where, size, Options{Digest: chunkfmt.Sum(nil), Limits: Limits{Entries: 1000}})
+			x, err := build(t.Context(), raw, where, size, Options{Digest: chunkfmt.Sum(nil), Limits: Limits{Entries: 1000}})
 			if err != nil {
 				if !errors.Is(err, chunkfmt.ErrInvalid) && !errors.Is(err, ErrUnsupported) {
 					t.Fatalf("an error of no kind: %v", err)
@@ -212,7 +238,7 @@ func FuzzFooter(f *testing.F) {
 
 // TestUnpacksAsContainerd checks what unpacking makes of attributes.
 func TestUnpacksAsContainerd(t *testing.T) {
-	x, err := build([]byte(table(
+	x, err := build(t.Context(), []byte(table(
 		`{"name":"./","type":"dir","mode":448,"uid":7}`,
 		`{"name":"a","type":"fifo","mode":420,"modtime":"1969-12-31T23:59:59Z"}`,
 		`{"name":"b","type":"hardlink","linkName":"a"}`,

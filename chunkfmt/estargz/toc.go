@@ -2,6 +2,7 @@ package estargz
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,7 +134,8 @@ func expect(d *json.Decoder, want json.Delim) error {
 
 // malformed marks an error of the JSON decoder as one about the table.
 func malformed(d *json.Decoder, err error) error {
-	if errors.Is(err, chunkfmt.ErrInvalid) || errors.Is(err, ErrUnsupported) {
+	if errors.Is(err, chunkfmt.ErrInvalid) || errors.Is(err, ErrUnsupported) ||
+		errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return fmt.Errorf("%w: at byte %d: %w", chunkfmt.ErrInvalid, d.InputOffset(), err)
