@@ -122,7 +122,7 @@ func (o Options) resolve() (*settings, error) {
 	s := &settings{Options: o, level: zstd.EncoderLevelFromZstd(o.Level)}
 	// The garbage collector lets the heap grow to twice of what is in use, and
 	// the trees need their share.
-	room := o.MemoryLimit / 3
+	room := o.MemoryLimit / 4
 	perWorker := encoderMemory(s.level) + 4*o.GroupSize
 	s.Workers = int(max(1, min(int64(o.Workers), room*3/4/perWorker)))
 	s.queue = s.Workers + 1
