@@ -10,7 +10,8 @@ import (
 // "Merging layers", has the rules; trusted extended attributes are left out, as
 // containerd does. The result has no Whiteout, LinkOut, flag
 // or External blob, shares memory with the layers, and has only those chunks
-// and blobs that something visible uses; blobs keep whole group tables.
+// and blobs that something visible uses; blobs keep whole group tables, and
+// Unproven ones all chunks.
 //
 // The layers must be valid each by itself, as Decode and Draft return them.
 // An error that wraps ErrInvalid says that they do not fit each other: a hard

@@ -17,6 +17,8 @@ type blobTable struct {
 // mergedBlob is a blob of the merged tree and the chunks in it.
 type mergedBlob struct {
 	*Blob
+	// layer is the one that defines it.
+	layer uint32
 	parts []chunkRange
 }
 
@@ -45,7 +47,7 @@ func (m *merger) defineBlobs() error {
 			case known == nil && b.External:
 				return fmt.Errorf("%w: layer %d: no layer below defines blob %s", ErrInvalid, i, b.Digest)
 			case known == nil:
-				known = &mergedBlob{Blob: b}
+				known = &mergedBlob{Blob: b, layer: u32(i)}
 				m.blobs.byDigest[b.Digest] = known
 				m.blobs.order = append(m.blobs.order, known)
 			case !known.agrees(b):
@@ -81,8 +83,13 @@ func (m *merger) placeChunks() error {
 	}
 	for _, b := range m.blobs.order {
 		before := len(m.out.Chunks)
+		known := m.keepChunks(b)
 		if err := m.placeRanges(b.parts, u32(len(m.out.Blobs))); err != nil {
 			return fmt.Errorf("blob %s: %w", b.Digest, err)
+		}
+		if b.Unproven && len(m.out.Chunks)-before > known {
+			return fmt.Errorf("blob %s: %w: it is unproven, and a layer has chunks in it that layer %d, which defines it, does not have",
+				b.Digest, ErrInvalid, b.layer)
 		}
 		if len(m.out.Chunks) > before {
 			m.out.Blobs = append(m.out.Blobs, *b.Blob)
@@ -92,6 +99,32 @@ func (m *merger) placeChunks() error {
 		m.layers[i].chunks.countBreaks()
 	}
 	return nil
+}
+
+// keepChunks makes all chunks that the definer of an Unproven blob has in it
+// used if any chunk in it is, and returns their number. They are all that says
+// what is in the blob: who fills its device, which trees of other files share,
+// checks all of a group, whatever of it is visible here.
+func (m *merger) keepChunks(b *mergedBlob) (known int) {
+	if !b.Unproven {
+		return 0
+	}
+	used := false
+	for _, p := range b.parts {
+		for _, place := range m.layers[p.layer].chunks.place[p.first:p.last] {
+			used = used || place != unused
+		}
+	}
+	for _, p := range b.parts {
+		if p.layer != b.layer {
+			continue
+		}
+		known = int(p.last - p.first)
+		if used {
+			clear(m.layers[p.layer].chunks.place[p.first:p.last])
+		}
+	}
+	return known
 }
 
 // unused is the place of a chunk that no visible file uses.

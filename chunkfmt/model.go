@@ -252,7 +252,8 @@ type Blob struct {
 	External bool
 	// Unproven blobs were indexed from their own table of contents without
 	// being read: their groups have no Digest, and what is read from them is
-	// checked against the digests of the chunks.
+	// checked against the digests of the chunks. Of an External blob it says
+	// nothing.
 	Unproven bool
 	// Groups tile [0, Size).
 	Groups []Group

@@ -245,10 +245,18 @@ func (t *Tree) DeviceOffset(c *Chunk) (int64, bool) {
 // of blobs and groups, each once.
 func (t *Tree) UsedGroups() iter.Seq[GroupRef] {
 	return func(yield func(GroupRef) bool) {
-		last := GroupRef{Hole, 0}
+		// Runs may overlap in any number, so they count at their ends only: as
+		// differences, which wrap around.
+		uses := make([]uint32, len(t.Chunks)+1)
+		for i := range t.Runs {
+			uses[t.Runs[i].Chunk]++
+			uses[t.Runs[i].end()]--
+		}
+		last, used := GroupRef{Hole, 0}, uint32(0)
 		for i := range t.Chunks {
+			used += uses[i]
 			ref := GroupRef{t.Chunks[i].Blob, t.Chunks[i].Group}
-			if ref.Blob == Hole || ref == last {
+			if used == 0 || ref.Blob == Hole || ref == last {
 				continue
 			}
 			last = ref
