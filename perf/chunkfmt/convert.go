@@ -7,9 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
+	"time"
 
 	"github.com/damselfly-io/damselfly/perf/internal/debimage"
 )
+
+// grace is how long dfctl may take to end when told to.
+const grace = 10 * time.Second
 
 // conversion is one run of dfctl image convert, or the median of several.
 type conversion struct {
@@ -193,6 +198,9 @@ func (o *options) measureNext(ctx context.Context, img *subject) (*nextResult, e
 func (o *options) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, o.dfctl, args...) // #nosec G702 -- built from this checkout
 	cmd.Env = append(os.Environ(), "XDG_CONFIG_HOME="+filepath.Dir(o.dfctl))
+	// Told to end, it removes its temporary files.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = grace
 	return cmd
 }
 
