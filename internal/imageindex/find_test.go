@@ -20,6 +20,7 @@ import (
 // What cannot be read hides nothing that can: a registry that fails is not one
 // that has no index.
 func TestFindPastFailures(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -44,6 +45,7 @@ func TestFindPastFailures(t *testing.T) {
 }
 
 func TestFindReadsPastABrokenCandidate(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -60,6 +62,7 @@ func TestFindReadsPastABrokenCandidate(t *testing.T) {
 
 // The tag of an image's index is enough: a node asks for nothing else.
 func TestFindAsksLittle(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -79,6 +82,7 @@ func TestFindAsksLittle(t *testing.T) {
 }
 
 func TestFindTheArtifactThatIsNamed(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -97,6 +101,7 @@ func TestFindTheArtifactThatIsNamed(t *testing.T) {
 
 // A registry that does not answer holds nobody longer than the context.
 func TestFindEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	s := indextest.NewRegistry(t, true)
 	layers, _ := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -117,6 +122,7 @@ func TestFindEndsWithItsContext(t *testing.T) {
 }
 
 func TestLoadRefuses(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))

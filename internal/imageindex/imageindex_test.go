@@ -154,6 +154,7 @@ func layersV1() (all []files, merged files) {
 }
 
 func TestConvertFindLoad(t *testing.T) {
+	t.Parallel()
 	for what, referrers := range map[string]bool{"referrers API": true, "fallback tag": false} {
 		t.Run(what, func(t *testing.T) {
 			s, key := indextest.NewRegistry(t, referrers), newKey(t)
@@ -177,6 +178,7 @@ func TestConvertFindLoad(t *testing.T) {
 }
 
 func TestFindSaysWhy(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -203,6 +205,7 @@ func TestFindSaysWhy(t *testing.T) {
 }
 
 func TestConvertAsImage(t *testing.T) {
+	t.Parallel()
 	s := indextest.NewRegistry(t, true)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -223,6 +226,7 @@ func TestConvertAsImage(t *testing.T) {
 }
 
 func TestDictionaryIsMountedNotCopied(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	v1ref := put(t, s, "app/v1", indextest.Image(t, "amd64", layers...))
@@ -246,6 +250,7 @@ func TestDictionaryIsMountedNotCopied(t *testing.T) {
 }
 
 func TestLayoutStandsAlone(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -255,6 +260,7 @@ func TestLayoutStandsAlone(t *testing.T) {
 }
 
 func TestPlatforms(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	ref := parse(t, s.PutIndex("multi", indextest.Index(map[string]ggcr.Image{
 		"amd64": indextest.Image(t, "amd64", files{"a": noise(1, 5000)}),
@@ -275,6 +281,7 @@ func TestPlatforms(t *testing.T) {
 }
 
 func TestConvertEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	s := indextest.NewRegistry(t, true)
 	layers, _ := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))

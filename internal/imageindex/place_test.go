@@ -14,6 +14,7 @@ import (
 )
 
 func TestConvertRefusesTags(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
 	ref := put(t, s, "app:v1", indextest.Image(t, "amd64", layers...))
@@ -46,6 +47,7 @@ func TestConvertRefusesTags(t *testing.T) {
 // The name of an image in a layout is never given to its index, however the
 // layout's directory is written.
 func TestConvertInsideALayout(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	dir := filepath.Join(t.TempDir(), "layout")
@@ -64,6 +66,7 @@ func TestConvertInsideALayout(t *testing.T) {
 
 // An index in another repository comes with its image.
 func TestConvertCopiesTheImage(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app:v1", indextest.Image(t, "amd64", layers...))
@@ -94,6 +97,7 @@ func open1(t *testing.T, ref image.Ref) *image.Image {
 
 // A layer that is indexed where it is goes into a layout with its index.
 func TestLayoutKeepsLayersInPlace(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, merged := layersV1()
 	ref := put(t, s, "app", indextest.Image(t, "amd64", layers...))
@@ -108,6 +112,7 @@ func TestLayoutKeepsLayersInPlace(t *testing.T) {
 }
 
 func TestConvertAtTheSameTime(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, false), newKey(t)
 	layers, merged := layersV1()
 	dir := filepath.Join(t.TempDir(), "layout")
@@ -140,6 +145,7 @@ func TestConvertAtTheSameTime(t *testing.T) {
 
 // The blobs of one platform are gone before those of the next are made.
 func TestConvertKeepsOnePlatformsBlobs(t *testing.T) {
+	t.Parallel()
 	s, key := indextest.NewRegistry(t, true), newKey(t)
 	layers, _ := layersV1()
 	images := indextest.Index(map[string]ggcr.Image{

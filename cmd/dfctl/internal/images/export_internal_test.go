@@ -12,6 +12,7 @@ import (
 )
 
 func TestWriteFileLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	full := func(w io.Writer) error {
 		if _, err := io.Copy(w, strings.NewReader(strings.Repeat("x", 3<<20))); err != nil {

@@ -25,6 +25,7 @@ import (
 )
 
 func TestConvert(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	out := u.ok("convert", ref)
@@ -44,6 +45,7 @@ func TestConvert(t *testing.T) {
 }
 
 func TestInspect(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, false)
 	ref := s.Put("app:v1", app(t, nil))
 	u.ok("convert", ref, "--chunk-size", "64KiB", "--group-size", "64KiB")
@@ -77,6 +79,7 @@ func TestInspect(t *testing.T) {
 }
 
 func TestVerify(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	u.ok("convert", ref)
@@ -114,6 +117,7 @@ func aBlob(u *user, s *indextest.Registry, ref string) string {
 }
 
 func TestVerifyDir(t *testing.T) {
+	t.Parallel()
 	u := newUser(t)
 	tree, layout := t.TempDir(), "oci:"+filepath.Join(t.TempDir(), "new", "layout")+":app"
 	write(t, filepath.Join(tree, "etc/motd"), "hello")
@@ -129,6 +133,7 @@ func TestVerifyDir(t *testing.T) {
 }
 
 func TestTrust(t *testing.T) {
+	t.Parallel()
 	maker, u, s := newUser(t), newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	maker.ok("convert", ref)
@@ -145,6 +150,7 @@ func TestTrust(t *testing.T) {
 }
 
 func TestDiff(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	v1, v2 := s.Put("app:v1", app(t, nil)), s.Put("app:v2", app(t, files{"lib/new": indextest.Noise(9, 100_000), "lib/other": "less"}))
 	u.ok("convert", v1)
@@ -170,6 +176,7 @@ func TestDiff(t *testing.T) {
 }
 
 func TestExport(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	u.ok("convert", ref)
@@ -209,6 +216,7 @@ func TestExport(t *testing.T) {
 
 // Interrupted conversions leave no blobs behind, and no index.
 func TestConvertInterrupted(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -230,6 +238,7 @@ func TestConvertInterrupted(t *testing.T) {
 }
 
 func TestWrongUse(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref, dir := s.Host+"/app:v1", t.TempDir()
 	for _, tt := range []struct {
@@ -276,6 +285,7 @@ func TestWrongUse(t *testing.T) {
 }
 
 func TestMissing(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	dir := t.TempDir()
@@ -295,6 +305,7 @@ func TestMissing(t *testing.T) {
 }
 
 func TestPlatforms(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.PutIndex("app:v1", indextest.Index(map[string]ggcr.Image{
 		"arm64": indextest.Image(t, "arm64", files{"a": big}), "s390x": indextest.Image(t, "s390x", files{"b": other}),
@@ -315,6 +326,7 @@ func TestPlatforms(t *testing.T) {
 }
 
 func TestSourcesAndTargets(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	img, dir := app(t, nil), t.TempDir()
 	archive := filepath.Join(dir, "app.tar")
@@ -351,6 +363,7 @@ func TestSourcesAndTargets(t *testing.T) {
 
 // Progress is for people: it fits the terminal, and ends with what was done.
 func TestProgress(t *testing.T) {
+	t.Parallel()
 	u, s := newUser(t), indextest.NewRegistry(t, true)
 	ref := s.Put("app:v1", app(t, nil))
 	u.setup = func(c *outputtest.Console) { c.Columns, c.Step = 80, 200*time.Millisecond }
@@ -374,6 +387,7 @@ func TestProgress(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
+	t.Parallel()
 	u := newUser(t)
 	for _, sub := range []string{"convert", "inspect", "verify", "diff", "export"} {
 		contains(t, u.ok(sub, "--help"), "Exit codes:", "dfctl image "+sub)
