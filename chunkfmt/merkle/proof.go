@@ -110,7 +110,7 @@ func (p *Proof) VerifyData(off int64, data []byte) error {
 	for i := range p.Range.Leaves {
 		l := &p.Range.Leaves[i]
 		for len(data) > 0 && off >= l.Offset && off < l.end() {
-			if (off-l.Offset)%int64(l.Length) != 0 || len(data) < int(l.Length) {
+			if (off-l.Offset)%int64(l.Length) != 0 || int64(len(data)) < int64(l.Length) {
 				return fmt.Errorf("proof of %.256q: %w: byte %d is inside a chunk", "/"+p.Path, errNoProof, off)
 			}
 			if got := chunkfmt.Sum(data[:l.Length]); got != l.Digest {
