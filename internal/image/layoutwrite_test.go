@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 )
 
@@ -126,5 +128,38 @@ func TestLayoutOfAnotherVersion(t *testing.T) {
 	write(t, filepath.Join(dir, "oci-layout"), `{"imageLayoutVersion":"2.0.0"}`)
 	if _, err := OpenTarget(t.Context(), Ref{Kind: KindLayout, Path: dir}, testOptions()); !errors.Is(err, ErrUnsupported) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestLayoutTakesFinishedFiles(t *testing.T) {
+	dir := t.TempDir()
+	content := []byte("finished")
+	desc := v1.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(content), Size: int64(len(content))}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, content, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	target, err := OpenTarget(t.Context(), Ref{Kind: KindLayout, Path: filepath.Join(dir, "layout")}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []Pushed{Uploaded, Existed} {
+		how, err := target.PushBlob(t.Context(), OwnFileBlob(desc, file))
+		if err != nil || how != want {
+			t.Errorf("%v, %v, want %v", how, err, want)
+		}
+	}
+	a, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.Stat(filepath.Join(dir, "layout", "blobs", "sha256", desc.Digest.Encoded()))
+	if err != nil || !os.SameFile(a, b) {
+		t.Errorf("the blob is a copy (%v)", err)
+	}
+	short := desc
+	short.Digest, short.Size = digest.FromString("other"), 5
+	if _, err := target.PushBlob(t.Context(), OwnFileBlob(short, file)); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a file of another length: %v", err)
 	}
 }

@@ -21,6 +21,10 @@ type Blob struct {
 	// io.Seeker, a push that goes on in the middle seeks, otherwise it reads up
 	// to there.
 	Open func(ctx context.Context) (io.ReadCloser, error)
+	// Handover is a file with the content, known to match the descriptor, that
+	// nobody changes any more. An OCI layout on the same file system takes it by
+	// a hard link instead of copying it. Default: none.
+	Handover string
 	// MountFrom are repositories of the same registry that may have the blob;
 	// best those that Options.MountFrom has too. An OCI layout has no use for
 	// them.
@@ -34,6 +38,14 @@ type Blob struct {
 // FileBlob is a blob in a file.
 func FileBlob(desc v1.Descriptor, path string) Blob {
 	return Blob{Descriptor: desc, Open: func(context.Context) (io.ReadCloser, error) { return os.Open(path) }}
+}
+
+// OwnFileBlob is a blob in a file whose content the caller has hashed, and which
+// nobody changes any more: see Blob.Handover.
+func OwnFileBlob(desc v1.Descriptor, path string) Blob {
+	b := FileBlob(desc, path)
+	b.Handover = path
+	return b
 }
 
 // BytesBlob is a blob in memory, with its descriptor.

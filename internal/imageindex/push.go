@@ -75,13 +75,13 @@ func (c *converter) blobs() ([]image.Blob, error) {
 			files[b.Digest] = b
 		}
 		if l.Image != nil {
-			add(image.FileBlob(layerDescriptor(l.Image, nil), l.Image.Path))
+			add(image.OwnFileBlob(layerDescriptor(l.Image, nil), l.Image.Path))
 		}
 	}
 	for _, o := range c.artifact.Blobs {
 		desc := o.Descriptor(artifact.DataType)
 		if f, ok := files[o.Digest]; ok {
-			add(image.FileBlob(desc, f.Path))
+			add(image.OwnFileBlob(desc, f.Path))
 			continue
 		}
 		if c.o.DictionarySource == nil {
