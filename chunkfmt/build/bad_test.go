@@ -281,3 +281,26 @@ func FuzzTrace(f *testing.F) {
 		}
 	})
 }
+
+func TestDigestsWithoutHashingTwice(t *testing.T) {
+	plain := tree(t)
+	for name, stored := range map[string][]byte{"tar": plain, "gzip": compress(t, "gzip", plain)} {
+		t.Run(name, func(t *testing.T) {
+			want := mustBuild(t, small, layer(stored, plain)).Layers[0].Index
+			l := layer(stored, nil)
+			l.Verified = true
+			if got := mustBuild(t, small, l).Layers[0].Index; got.DiffID != want.DiffID || got.Root != want.Root {
+				t.Errorf("DiffID %s and root %s, want %s and %s", got.DiffID, got.Root, want.DiffID, want.Root)
+			}
+			l.DiffID = chunkfmt.Sum([]byte("other"))
+			if err := mustFail(t, small, l); !errors.Is(err, build.ErrMismatch) {
+				t.Errorf("wrong DiffID: %v", err)
+			}
+			l = layer(stored, nil)
+			l.Digest, l.Verified = chunkfmt.Digest{}, true
+			if got := mustBuild(t, small, l).Layers[0].Index; got.DiffID != want.DiffID {
+				t.Errorf("without a digest: DiffID %s, want %s", got.DiffID, want.DiffID)
+			}
+		})
+	}
+}

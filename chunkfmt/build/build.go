@@ -20,6 +20,10 @@ type Layer struct {
 	Digest chunkfmt.Digest
 	// Size in stored bytes, checked too; -1: unknown.
 	Size int64
+	// Verified says that what Open returns ends only after its bytes have had
+	// the Digest, so that they need not be hashed here again. Of no meaning
+	// without a Digest.
+	Verified bool
 	// DiffID is the digest of the plain tar, checked; zero: not checked.
 	DiffID chunkfmt.Digest
 	// Open returns the stored bytes: a tar, plain or compressed by gzip or

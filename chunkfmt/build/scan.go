@@ -127,7 +127,11 @@ func (s *scan) attempt(ctx context.Context, inPlace bool) (bool, error) {
 		return false, err
 	}
 	defer func() { _ = plain.Close() }() // has nothing to flush
-	w := newWalk(ctx, s, newTap(plain, s.b.o.MaxPlain))
+	t := newTap(plain, s.b.o.MaxPlain)
+	if format == frames.Tar {
+		t.hash = nil // the source has it
+	}
+	w := newWalk(ctx, s, t)
 	if err := w.all(); err != nil {
 		return false, err
 	}
@@ -139,7 +143,11 @@ func (s *scan) done(src *source, rest io.Reader, t *tap) error {
 	if err := src.finish(rest); err != nil {
 		return err
 	}
-	s.diffID, s.plain, s.stored, s.digest = sum(t.hash), t.n, src.n, sum(src.hash)
+	s.plain, s.stored, s.digest = t.n, src.n, src.digest()
+	s.diffID = s.digest
+	if t.hash != nil {
+		s.diffID = sum(t.hash)
+	}
 	if want := s.layer.DiffID; !want.IsZero() && s.diffID != want {
 		return fmt.Errorf("%w: DiffID %s, expected %s", ErrMismatch, s.diffID, want)
 	}

@@ -24,7 +24,7 @@ type source struct {
 	layer Layer
 	body  io.ReadCloser
 	ctx   context.Context //nolint:containedctx // lives as long as one scan
-	hash  hash.Hash
+	hash  hash.Hash       // nil if Open's reader verifies
 	n     int64
 	told  int64
 	tell  func(read int64)
@@ -39,7 +39,19 @@ func openSource(ctx context.Context, l Layer, tell func(int64)) (*source, error)
 	if err != nil {
 		return nil, fmt.Errorf("opening it: %w", err)
 	}
-	return &source{layer: l, body: body, ctx: ctx, hash: sha256.New(), tell: tell}, nil
+	s := &source{layer: l, body: body, ctx: ctx, tell: tell}
+	if !l.Verified || l.Digest.IsZero() {
+		s.hash = sha256.New()
+	}
+	return s, nil
+}
+
+// digest is that of the stored bytes, after finish.
+func (s *source) digest() chunkfmt.Digest {
+	if s.hash == nil {
+		return s.layer.Digest
+	}
+	return sum(s.hash)
 }
 
 // close gives the reader back: everything of value was read and checked before.
@@ -50,7 +62,9 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.ctx.Err() != nil {
 		return 0, context.Cause(s.ctx)
 	}
-	s.hash.Write(p[:n])
+	if s.hash != nil {
+		s.hash.Write(p[:n])
+	}
 	s.n += int64(n)
 	if s.n-s.told >= progressStep {
 		s.told = s.n
@@ -70,7 +84,7 @@ func (s *source) finish(rest io.Reader) error {
 	if s.layer.Size >= 0 && s.n != s.layer.Size {
 		return fmt.Errorf("%w: %d bytes, expected %d", ErrMismatch, s.n, s.layer.Size)
 	}
-	if found := sum(s.hash); !s.layer.Digest.IsZero() && found != s.layer.Digest {
+	if found := s.digest(); !s.layer.Digest.IsZero() && found != s.layer.Digest {
 		return fmt.Errorf("%w: digest %s, expected %s", ErrMismatch, found, s.layer.Digest)
 	}
 	return nil
@@ -85,7 +99,7 @@ func sum(h hash.Hash) chunkfmt.Digest {
 // tap is what the tar reader reads: the plain bytes, counted and hashed.
 type tap struct {
 	r     io.Reader
-	hash  hash.Hash
+	hash  hash.Hash // nil where the stored bytes are the plain ones
 	n     int64
 	limit int64
 	// keep, when it is set, gets what passes.
@@ -98,7 +112,9 @@ func newTap(r io.Reader, limit int64) *tap {
 
 func (t *tap) Read(p []byte) (int, error) {
 	n, err := t.r.Read(p)
-	t.hash.Write(p[:n])
+	if t.hash != nil {
+		t.hash.Write(p[:n])
+	}
 	t.n += int64(n)
 	if t.n > t.limit {
 		return n, fmt.Errorf("%w: its tar has more than %d bytes", ErrLimit, t.limit)

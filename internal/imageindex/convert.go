@@ -231,7 +231,7 @@ func (c *converter) build(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		layers[i] = build.Layer{Name: digest.String(), Digest: digest, Size: layer.Descriptor.Size, DiffID: diffID, Open: layer.Open}
+		layers[i] = build.Layer{Name: digest.String(), Digest: digest, Size: layer.Descriptor.Size, Verified: true, DiffID: diffID, Open: layer.Open}
 		progress.ReadTotal += layer.Descriptor.Size
 	}
 	o := c.o.Build
