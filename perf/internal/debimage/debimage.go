@@ -28,7 +28,7 @@ type Image struct {
 // states its goals first.
 func Images() []Image {
 	return []Image{
-		{"golang", [][]string{{"gcc", "libc6-dev", "ca-certificates"}, {"golang-go"}}, []string{"go", "version"}},
+		{"golang", [][]string{{"gcc", "g++", "libc6-dev", "make", "git", "ca-certificates"}, {"golang-go"}}, []string{"go", "version"}},
 		{"node", [][]string{{"nodejs", "npm"}}, []string{"node", "--version"}},
 		{"python", [][]string{{"python3", "python3-numpy", "python3-scipy"}}, []string{"python3", "--version"}},
 	}
