@@ -83,7 +83,7 @@ func group(all []sweepResult) (names []string, byImage map[string][]sweepResult)
 // bytes in vain, and large ones, which compress better.
 func sizePlot(name string, results []sweepResult) (*plot.Plot, error) {
 	p := newPlot(name+": chunk size / group size, "+defaults().codec(),
-		"indexes and blobs, % of the size of the gzip layers", "fetched by a cold start of the image's command, MB")
+		"indexes and blobs, % of the size of the gzip layers", "fetched by a cold start, MB")
 	var usual, others []point
 	for _, s := range results {
 		same := s.setting
