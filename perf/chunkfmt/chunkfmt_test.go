@@ -22,13 +22,14 @@ import (
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/internal/testenv"
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
 // TestMain lets the test binary be the processes that benchmarks start from
 // their own executable.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && (os.Args[1] == makeCommand || os.Args[1] == openCommand) {
-		os.Exit(exitCode(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr), os.Stderr))
+		os.Exit(program.ExitCode(run(context.Background(), os.Args[1:], os.Stdout, os.Stderr), os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -42,26 +43,18 @@ func TestParseOptions(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 	for args, want := range map[string]error{
-		"-mode next,nothing":          errUsage,
-		"-mode=":                      errUsage,
-		"-repeat 0":                   errUsage,
-		"-files 10":                   errUsage,
-		"-images golang,/tmp/golang/": errUsage,
-		"-unknown":                    errUsage,
-		"more":                        errUsage,
+		"-mode next,nothing":          program.ErrUsage,
+		"-mode=":                      program.ErrUsage,
+		"-repeat 0":                   program.ErrUsage,
+		"-files 10":                   program.ErrUsage,
+		"-images golang,/tmp/golang/": program.ErrUsage,
+		"-unknown":                    program.ErrUsage,
+		"more":                        program.ErrUsage,
 		"-help":                       flag.ErrHelp,
 	} {
 		var stderr bytes.Buffer
 		if _, err := parseOptions(strings.Fields(args), &stderr); !errors.Is(err, want) || stderr.Len() == 0 {
 			t.Errorf("%s: %v, told %q", args, err, &stderr)
-		}
-	}
-}
-
-func TestExitCodes(t *testing.T) {
-	for err, want := range map[error]int{nil: 0, flag.ErrHelp: 0, errUsage: 2, context.Canceled: 130, io.EOF: 1} {
-		if got := exitCode(err, io.Discard); got != want {
-			t.Errorf("%v: %d, want %d", err, got, want)
 		}
 	}
 }

@@ -8,16 +8,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
-)
 
-// errUsage is returned for wrong arguments, which have been reported.
-var errUsage = errors.New("wrong use")
+	"github.com/damselfly-io/damselfly/perf/internal/program"
+)
 
 // The modes.
 const (
@@ -55,25 +52,7 @@ type result struct {
 	Sweep    []sweepResult    `json:"sweep,omitempty"`
 }
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(exitCode(run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr))
-}
-
-func exitCode(err error, stderr io.Writer) int {
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-		return 0
-	case errors.Is(err, errUsage):
-		return 2
-	case errors.Is(err, context.Canceled):
-		_, _ = fmt.Fprintln(stderr, "error: interrupted")
-		return 130
-	}
-	_, _ = fmt.Fprintln(stderr, "error:", err)
-	return 1
-}
+func main() { program.Main(run) }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) > 0 {
@@ -124,16 +103,16 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
 		}
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	o.modes, o.images = strings.Split(mode, ","), strings.Split(images, ",")
 	if fs.NArg() > 0 {
 		o.log("unexpected argument %q (see -help)", fs.Arg(0))
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	if wrong := o.check(); wrong != "" {
 		o.log("%s (see -help)", wrong)
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	return o, nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/damselfly-io/damselfly/internal/testenv"
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
 // TestDemo runs the demonstration with an image of a few MiB.
@@ -47,7 +48,7 @@ func TestDemo(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	for _, args := range []string{"-image BAD//x", "-o xml", "-layer much", "-layer 0", "extra", "-unknown"} {
-		if _, err := parseOptions(strings.Fields(args), io.Discard); !errors.Is(err, errUsage) {
+		if _, err := parseOptions(strings.Fields(args), io.Discard); !errors.Is(err, program.ErrUsage) {
 			t.Errorf("%s: %v", args, err)
 		}
 	}

@@ -8,34 +8,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/google/go-containerregistry/pkg/name"
 
 	"github.com/damselfly-io/damselfly/internal/config"
 	"github.com/damselfly-io/damselfly/perf/internal/ownership"
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
-// errUsage is returned for wrong arguments, which have been reported.
-var errUsage = errors.New("wrong use")
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errUsage):
-		os.Exit(2)
-	case ctx.Err() != nil:
-		_, _ = fmt.Fprintln(os.Stderr, "error: interrupted")
-		os.Exit(130)
-	default:
-		_, _ = fmt.Fprintln(os.Stderr, "error:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main(run) }
 
 // options are the command line.
 type options struct {
@@ -57,12 +38,12 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
 		}
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	err := o.set(fs, output, layer)
 	if err != nil {
 		_, _ = fmt.Fprintf(stderr, "error: %v\nrun with -h for usage\n", err)
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	return o, nil
 }

@@ -3,38 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"strings"
-	"syscall"
+
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
-// errUsage is returned for wrong arguments, which have been reported.
-var errUsage = errors.New("wrong use")
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(exitCode(run(ctx, os.Args[1:], os.Stdout, os.Stderr), os.Stderr))
-}
-
-func exitCode(err error, stderr io.Writer) int {
-	switch {
-	case err == nil, errors.Is(err, flag.ErrHelp):
-		return 0
-	case errors.Is(err, errUsage):
-		return 2
-	case errors.Is(err, context.Canceled):
-		_, _ = fmt.Fprintln(stderr, "error: interrupted")
-		return 130
-	}
-	_, _ = fmt.Fprintln(stderr, "error:", err)
-	return 1
-}
+func main() { program.Main(run) }
 
 // run is the program: a benchmark, or, for the benchmark's own use, a server.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/damselfly-io/damselfly/internal/config"
 	"github.com/damselfly-io/damselfly/perf/internal/netlab"
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
 const (
@@ -79,11 +80,11 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 		if err == flag.ErrHelp { //nolint:errorlint // returned bare by flag
 			return o, err
 		}
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	if err := o.check(fs); err != nil {
 		_, _ = fmt.Fprintf(stderr, "error: %v\nrun with -h for usage\n", err)
-		return o, errUsage
+		return o, program.ErrUsage
 	}
 	return o, nil
 }

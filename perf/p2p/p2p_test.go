@@ -16,13 +16,14 @@ import (
 	"github.com/damselfly-io/damselfly/perf/internal/fleet"
 	"github.com/damselfly-io/damselfly/perf/internal/netlab"
 	"github.com/damselfly-io/damselfly/perf/internal/objectserver"
+	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
 
 // TestMain lets the test binary be the object server that benchmarks start from
 // their own executable.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == serveCommand {
-		os.Exit(exitCode(run(context.Background(), os.Args[1:], io.Discard, os.Stderr), os.Stderr))
+		os.Exit(program.ExitCode(run(context.Background(), os.Args[1:], io.Discard, os.Stderr), os.Stderr))
 	}
 	os.Exit(m.Run())
 }
@@ -80,7 +81,7 @@ func TestOptions(t *testing.T) {
 		"-mode fast", "-nodes 0", "-zones 9", "-rate 5", "-size -1", "-kill cat", "-kill node -nodes 1", "-mode scale -warm",
 		"-mode latency -nodes 3", "-mode latency -samples 1000", "-per-peer 3", "-mode scale -tasks 2 -per-peer 3", "extra", "-unknown",
 	} {
-		if _, err := parseOptions(strings.Fields(args), io.Discard); !errors.Is(err, errUsage) {
+		if _, err := parseOptions(strings.Fields(args), io.Discard); !errors.Is(err, program.ErrUsage) {
 			t.Errorf("%s: %v", args, err)
 		}
 	}
@@ -94,14 +95,6 @@ func TestOptions(t *testing.T) {
 	}
 	if got := o.hosts(); !slices.Equal(got, want) {
 		t.Errorf("hosts %v", got)
-	}
-}
-
-func TestExitCode(t *testing.T) {
-	for want, err := range map[int]error{0: nil, 1: errors.New("x"), 2: errUsage, 130: context.Canceled} {
-		if got := exitCode(err, io.Discard); got != want {
-			t.Errorf("%v: exit code %d", err, got)
-		}
 	}
 }
 
