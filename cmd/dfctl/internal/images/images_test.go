@@ -3,6 +3,7 @@ package images_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"path"
@@ -16,6 +17,8 @@ import (
 	ggcr "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"github.com/damselfly-io/damselfly/chunkfmt"
+	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/images"
@@ -88,8 +91,20 @@ func TestVerify(t *testing.T) {
 	if v := decode[images.Verification](u, 0, "verify", "--metadata-only", ref); !v.OK || len(v.Checks) != 2 || v.Problems == nil {
 		t.Errorf("%+v", v)
 	}
+	single := decode[images.Verification](u, 0, "verify", "--file", "/lib/big", "--file", "etc/motd", ref)
+	if !single.OK || len(single.Checks) != 4 {
+		t.Fatalf("%+v", single)
+	}
+	var proof merkle.Proof
+	root, err := chunkfmt.ParseDigest(single.Root)
+	if err := errors.Join(err, proof.UnmarshalBinary(single.Checks[2].Proof), proof.Verify(root)); err != nil || proof.Path != "lib/big" {
+		t.Errorf("proof of %q: %v", proof.Path, err)
+	}
+	u.fails(exit.NotFound, "/nope", "verify", "--file", "/nope", ref)
+	u.fails(1, "no regular file", "verify", "--file", "/lib", ref)
 	blob := aBlob(u, s, ref)
 	s.Damage(blob)
+	u.fails(exit.Mismatch, "did not pass", "verify", "--file", "/lib/big", ref)
 	v := decode[images.Verification](u, exit.Mismatch, "verify", ref)
 	if v.OK || len(v.Problems) != 1 || v.Checks[2].OK {
 		t.Fatalf("%+v", v)

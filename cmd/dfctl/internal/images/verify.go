@@ -35,10 +35,14 @@ type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail"`
+	// Proof, of a check of one file, shows to whoever knows the root that the
+	// tree has this file: see merkle.Proof. In JSON it is base64.
+	Proof []byte `json:"proof,omitempty"`
 }
 
 type verifyOptions struct {
 	dir          string
+	files        []string
 	metadataOnly bool
 }
 
@@ -57,14 +61,18 @@ unpacked tree is compared with the index instead of the blobs: names, types,
 modes, owners, times, extended attributes, links and content. The directory
 itself is left out, and run it as root, or what only root sees counts as missing.
 
+With --file, only that file's content is read, and shown to belong to the tree
+by a Merkle proof, which -o json prints.
+
 ` + exit.Summary,
 		Example: `  dfctl image verify registry.local/app:v1
   dfctl image verify --metadata-only registry.local/app:v1
-  dfctl image verify --dir /mnt/app registry.local/app:v1`,
+  dfctl image verify --dir /mnt/app registry.local/app:v1
+  dfctl image verify --file /usr/bin/app registry.local/app:v1`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if o.dir != "" && o.metadataOnly {
-				return cli.Usagef("--dir and --metadata-only exclude each other")
+			if o.dir != "" && o.metadataOnly || len(o.files) > 0 && (o.dir != "" || o.metadataOnly) {
+				return cli.Usagef("--dir, --file and --metadata-only exclude each other")
 			}
 			v, err := g.verify(cmd.Context(), r, o, args[0])
 			if err != nil {
@@ -78,6 +86,7 @@ itself is left out, and run it as root, or what only root sees counts as missing
 	}
 	r.addFlags(cmd.Flags())
 	cmd.Flags().StringVar(&o.dir, "dir", "", "compare the tree in `DIR` with the index")
+	cmd.Flags().StringArrayVar(&o.files, "file", nil, "verify the content of the file at `PATH` in the image, and no other; may be repeated")
 	cmd.Flags().BoolVar(&o.metadataOnly, "metadata-only", false, "do not read blobs")
 	return cmd
 }
@@ -101,6 +110,8 @@ func (g *group) verify(ctx context.Context, r *reading, o verifyOptions, referen
 	switch {
 	case o.dir != "":
 		err = g.verifyDir(ctx, v, tree, o.dir)
+	case len(o.files) > 0:
+		err = verifyFiles(ctx, v, s, tree, o.files)
 	case !o.metadataOnly:
 		err = g.verifyBlobs(ctx, v, s, tree)
 	}
