@@ -114,18 +114,36 @@ func openSubject(ctx context.Context, src *image.Source, policy *trust.Policy) (
 	if err != nil {
 		return nil, err
 	}
-	found, err := imageindex.FindAny(ctx, src, resolved, policy)
-	if errors.Is(err, imageindex.ErrNoIndex) {
-		return nil, fmt.Errorf("%w: make one with: dfctl image convert %s", err, src.Ref())
-	}
-	if err != nil {
-		return nil, err
-	}
-	loaded, err := imageindex.Load(ctx, src, found, chunkfmt.Limits{})
+	loaded, err := load(ctx, src, resolved, policy)
 	if err != nil {
 		return nil, err
 	}
 	return &subject{Loaded: loaded, source: src, platform: resolved.Platform, desc: resolved.Descriptor, config: resolved.Config}, nil
+}
+
+// load finds the index of an image or, where it has none, makes it of tables of
+// contents that its layers have.
+func load(ctx context.Context, src *image.Source, resolved *imageindex.Resolved, policy *trust.Policy) (*imageindex.Loaded, error) {
+	found, err := imageindex.FindAny(ctx, src, resolved, policy)
+	if err == nil {
+		return imageindex.Load(ctx, src, found, chunkfmt.Limits{})
+	}
+	if !errors.Is(err, imageindex.ErrNoIndex) {
+		return nil, err
+	}
+	loaded, tableErr := imageindex.FromTables(ctx, src, resolved)
+	if errors.Is(tableErr, imageindex.ErrNoIndex) {
+		return nil, fmt.Errorf("%w: make one with: dfctl image convert %s", err, src.Ref())
+	}
+	return loaded, tableErr
+}
+
+// index names an artifact, by its digest, for people.
+func index(digest string) string {
+	if digest == "" {
+		return "none; its layers' own tables of contents are used"
+	}
+	return digest
 }
 
 // Trust says whether the index may be used, by the policy of this machine.

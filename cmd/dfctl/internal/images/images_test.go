@@ -408,3 +408,12 @@ func TestHelp(t *testing.T) {
 		contains(t, u.ok(sub, "--help"), "Exit codes:", "dfctl image "+sub)
 	}
 }
+
+func TestTablesOfContentsNeedNoIndex(t *testing.T) {
+	t.Parallel()
+	u, s := newUser(t), indextest.NewRegistry(t, true)
+	ref := s.Put("star:v1", indextest.EStargz(t, indextest.Files{"bin/a": big, "etc/motd": "hello"}))
+	contains(t, u.ok("inspect", ref), "none; its layers' own tables", "trusted:       yes, bound")
+	contains(t, u.ok("verify", ref), "content       ok")
+	u.ok("export", ref, "--out", filepath.Join(t.TempDir(), "x"))
+}

@@ -25,6 +25,7 @@ type Inspection struct {
 	Image    string `json:"image"`
 	Platform string `json:"platform"`
 	Manifest string `json:"manifest"`
+	// Artifact is empty if the layers' own tables of contents were used.
 	Artifact string `json:"artifact"`
 	Root     string `json:"root"`
 	Trust    Trust  `json:"trust"`
@@ -256,7 +257,7 @@ func (i *Inspection) write(w io.Writer) error {
 	err := output.WriteFields(w,
 		[2]string{"image", output.Clean(i.Image) + " (" + i.Platform + ")"},
 		[2]string{"manifest", i.Manifest},
-		[2]string{"index", i.Artifact},
+		[2]string{"index", index(i.Artifact)},
 		[2]string{"root", i.Root},
 		[2]string{"trusted", i.Trust.text()},
 		[2]string{"content", fmt.Sprintf("%s in %s, %s, %d other", output.Bytes(i.PlainBytes), output.Count(i.Files, "file"), directories(i.Directories), i.Others)},

@@ -21,7 +21,8 @@ const mostProblems = 100
 
 // Verification is what dfctl image verify prints.
 type Verification struct {
-	Image    string  `json:"image"`
+	Image string `json:"image"`
+	// Artifact is empty if the layers' own tables of contents were used.
 	Artifact string  `json:"artifact"`
 	Root     string  `json:"root"`
 	OK       bool    `json:"ok"`
@@ -187,7 +188,7 @@ func (v *Verification) code() int {
 }
 
 func (v *Verification) write(w io.Writer) error {
-	err := output.WriteFields(w, [2]string{"image", output.Clean(v.Image)}, [2]string{"index", v.Artifact}, [2]string{"root", v.Root})
+	err := output.WriteFields(w, [2]string{"image", output.Clean(v.Image)}, [2]string{"index", index(v.Artifact)}, [2]string{"root", v.Root})
 	table := output.NewTable("CHECK", "OUTCOME", "DETAIL")
 	for _, c := range v.Checks {
 		outcome := "ok"
