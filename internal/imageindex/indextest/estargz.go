@@ -113,9 +113,9 @@ func (w *estargzWriter) close() (stored, toc []byte) {
 	w.member.Write(make([]byte, -len(toc)&511+1024))
 	w.flush()
 	// An empty member with an extra field, uncompressed as its readers want it.
-	text := fmt.Sprintf("%016xSTARGZ", offset)
-	w.stored.Write([]byte{0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, byte(len(text) + 4), 0, 'S', 'G', byte(len(text)), 0})
-	w.stored.WriteString(text)
+	const text = 22 // bytes of what follows
+	w.stored.Write([]byte{0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, text + 4, 0, 'S', 'G', text, 0})
+	fmt.Fprintf(&w.stored, "%016xSTARGZ", offset)
 	w.stored.Write([]byte{1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0})
 	return w.stored.Bytes(), toc
 }
