@@ -207,19 +207,19 @@ func (i *Inspection) addTree(t *chunkfmt.Tree) {
 }
 
 func (i *Inspection) addChunks(t *chunkfmt.Tree) {
-	i.Chunks = len(t.Chunks)
-	for n := range t.Chunks {
-		if t.Chunks[n].Blob != chunkfmt.Hole {
-			i.UniqueBytes += int64(t.Chunks[n].Length)
-		}
-	}
+	// A merged tree has chunks that nothing visible uses, of unproven blobs.
+	seen := map[*chunkfmt.Chunk]bool{}
 	for n := range t.Inodes {
 		for _, c := range t.Content(uint32(n)) {
 			if c.Blob == chunkfmt.Hole {
 				i.HoleBytes += int64(c.Length)
+			} else if !seen[c] {
+				i.UniqueBytes += int64(c.Length)
 			}
+			seen[c] = true
 		}
 	}
+	i.Chunks = len(seen)
 	if content := i.PlainBytes - i.InlineBytes - i.HoleBytes; content > 0 {
 		i.DedupRatio = 1 - float64(i.UniqueBytes)/float64(content)
 	}
