@@ -104,7 +104,7 @@ func TestVerify(t *testing.T) {
 	u.fails(1, "no regular file", "verify", "--file", "/lib", ref)
 	blob := aBlob(u, s, ref)
 	s.Damage(blob)
-	u.fails(exit.Mismatch, "did not pass", "verify", "--file", "/lib/big", ref)
+	u.fails(exit.Mismatch, "did not pass", "verify", "--file", "/lib/big", "--file", "/lib/other", ref)
 	v := decode[images.Verification](u, exit.Mismatch, "verify", ref)
 	if v.OK || len(v.Problems) != 1 || v.Checks[2].OK {
 		t.Fatalf("%+v", v)
