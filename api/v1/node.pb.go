@@ -24,6 +24,12 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// A source without a credential whose URL is https://HOST/v2/REPO/blobs/DIGEST
+// is read by the node's own authority: HOST is looked up in the allow-list
+// (PERMISSION_DENIED if it is not there), and the registry is asked with the
+// credential that it last accepted for the repository from a client of this
+// node's mirror, the configured docker-config, or none, in this order; while it
+// does not answer, a grant counts.
 type OpenRequest struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Source   *Source                `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
@@ -853,6 +859,123 @@ func (x *CachePruneResponse) GetRemoved() []string {
 	return nil
 }
 
+type InfoRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InfoRequest) Reset() {
+	*x = InfoRequest{}
+	mi := &file_api_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InfoRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InfoRequest) ProtoMessage() {}
+
+func (x *InfoRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
+func (*InfoRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+type InfoResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The node's name in the cluster.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// A supernode is connected.
+	Connected bool `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	// PEM of the public keys that the supernode vouches for images with; the last
+	// ones seen while none is connected.
+	TrustKeys [][]byte `protobuf:"bytes,4,rep,name=trust_keys,json=trustKeys,proto3" json:"trust_keys,omitempty"`
+	// The unix socket of the registry mirror, by the node's own authority.
+	HttpSocket    string `protobuf:"bytes,5,opt,name=http_socket,json=httpSocket,proto3" json:"http_socket,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InfoResponse) Reset() {
+	*x = InfoResponse{}
+	mi := &file_api_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InfoResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InfoResponse) ProtoMessage() {}
+
+func (x *InfoResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
+func (*InfoResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *InfoResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *InfoResponse) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *InfoResponse) GetTrustKeys() [][]byte {
+	if x != nil {
+		return x.TrustKeys
+	}
+	return nil
+}
+
+func (x *InfoResponse) GetHttpSocket() string {
+	if x != nil {
+		return x.HttpSocket
+	}
+	return ""
+}
+
 var File_api_v1_node_proto protoreflect.FileDescriptor
 
 const file_api_v1_node_proto_rawDesc = "" +
@@ -918,7 +1041,16 @@ const file_api_v1_node_proto_rawDesc = "" +
 	"\x12CachePruneResponse\x12\x1f\n" +
 	"\vfreed_bytes\x18\x01 \x01(\x03R\n" +
 	"freedBytes\x12\x18\n" +
-	"\aremoved\x18\x02 \x03(\tR\aremoved2\xc8\x04\n" +
+	"\aremoved\x18\x02 \x03(\tR\aremoved\"\r\n" +
+	"\vInfoRequest\"\x9a\x01\n" +
+	"\fInfoResponse\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x12\x1d\n" +
+	"\n" +
+	"trust_keys\x18\x04 \x03(\fR\ttrustKeys\x12\x1f\n" +
+	"\vhttp_socket\x18\x05 \x01(\tR\n" +
+	"httpSocket2\xa6\x06\n" +
 	"\x04Node\x12;\n" +
 	"\x04Open\x12\x19.damselfly.v1.OpenRequest\x1a\x18.damselfly.v1.TaskStatus\x12<\n" +
 	"\x04Read\x12\x19.damselfly.v1.ReadRequest\x1a\x17.damselfly.v1.ReadChunk0\x01\x12C\n" +
@@ -930,7 +1062,10 @@ const file_api_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"CacheUsage\x12\x1f.damselfly.v1.CacheUsageRequest\x1a .damselfly.v1.CacheUsageResponse\x12O\n" +
 	"\n" +
-	"CachePrune\x12\x1f.damselfly.v1.CachePruneRequest\x1a .damselfly.v1.CachePruneResponseB0Z.github.com/damselfly-io/damselfly/api/v1;apiv1b\x06proto3"
+	"CachePrune\x12\x1f.damselfly.v1.CachePruneRequest\x1a .damselfly.v1.CachePruneResponse\x12=\n" +
+	"\x04Info\x12\x19.damselfly.v1.InfoRequest\x1a\x1a.damselfly.v1.InfoResponse\x12U\n" +
+	"\fReportAccess\x12!.damselfly.v1.ReportAccessRequest\x1a\".damselfly.v1.ReportAccessResponse\x12F\n" +
+	"\aProfile\x12\x1c.damselfly.v1.ProfileRequest\x1a\x1d.damselfly.v1.ProfileResponseB0Z.github.com/damselfly-io/damselfly/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_node_proto_rawDescOnce sync.Once
@@ -944,36 +1079,42 @@ func file_api_v1_node_proto_rawDescGZIP() []byte {
 	return file_api_v1_node_proto_rawDescData
 }
 
-var file_api_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_api_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_api_v1_node_proto_goTypes = []any{
-	(*OpenRequest)(nil),        // 0: damselfly.v1.OpenRequest
-	(*TaskStatus)(nil),         // 1: damselfly.v1.TaskStatus
-	(*ReadRequest)(nil),        // 2: damselfly.v1.ReadRequest
-	(*ReadChunk)(nil),          // 3: damselfly.v1.ReadChunk
-	(*PrefetchRequest)(nil),    // 4: damselfly.v1.PrefetchRequest
-	(*WatchRequest)(nil),       // 5: damselfly.v1.WatchRequest
-	(*ListTasksRequest)(nil),   // 6: damselfly.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),  // 7: damselfly.v1.ListTasksResponse
-	(*RemoveTaskRequest)(nil),  // 8: damselfly.v1.RemoveTaskRequest
-	(*RemoveTaskResponse)(nil), // 9: damselfly.v1.RemoveTaskResponse
-	(*CacheUsageRequest)(nil),  // 10: damselfly.v1.CacheUsageRequest
-	(*CacheUsageResponse)(nil), // 11: damselfly.v1.CacheUsageResponse
-	(*CachePruneRequest)(nil),  // 12: damselfly.v1.CachePruneRequest
-	(*CachePruneResponse)(nil), // 13: damselfly.v1.CachePruneResponse
-	(*Source)(nil),             // 14: damselfly.v1.Source
-	(Priority)(0),              // 15: damselfly.v1.Priority
-	(*Table)(nil),              // 16: damselfly.v1.Table
-	(*Range)(nil),              // 17: damselfly.v1.Range
+	(*OpenRequest)(nil),          // 0: damselfly.v1.OpenRequest
+	(*TaskStatus)(nil),           // 1: damselfly.v1.TaskStatus
+	(*ReadRequest)(nil),          // 2: damselfly.v1.ReadRequest
+	(*ReadChunk)(nil),            // 3: damselfly.v1.ReadChunk
+	(*PrefetchRequest)(nil),      // 4: damselfly.v1.PrefetchRequest
+	(*WatchRequest)(nil),         // 5: damselfly.v1.WatchRequest
+	(*ListTasksRequest)(nil),     // 6: damselfly.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),    // 7: damselfly.v1.ListTasksResponse
+	(*RemoveTaskRequest)(nil),    // 8: damselfly.v1.RemoveTaskRequest
+	(*RemoveTaskResponse)(nil),   // 9: damselfly.v1.RemoveTaskResponse
+	(*CacheUsageRequest)(nil),    // 10: damselfly.v1.CacheUsageRequest
+	(*CacheUsageResponse)(nil),   // 11: damselfly.v1.CacheUsageResponse
+	(*CachePruneRequest)(nil),    // 12: damselfly.v1.CachePruneRequest
+	(*CachePruneResponse)(nil),   // 13: damselfly.v1.CachePruneResponse
+	(*InfoRequest)(nil),          // 14: damselfly.v1.InfoRequest
+	(*InfoResponse)(nil),         // 15: damselfly.v1.InfoResponse
+	(*Source)(nil),               // 16: damselfly.v1.Source
+	(Priority)(0),                // 17: damselfly.v1.Priority
+	(*Table)(nil),                // 18: damselfly.v1.Table
+	(*Range)(nil),                // 19: damselfly.v1.Range
+	(*ReportAccessRequest)(nil),  // 20: damselfly.v1.ReportAccessRequest
+	(*ProfileRequest)(nil),       // 21: damselfly.v1.ProfileRequest
+	(*ReportAccessResponse)(nil), // 22: damselfly.v1.ReportAccessResponse
+	(*ProfileResponse)(nil),      // 23: damselfly.v1.ProfileResponse
 }
 var file_api_v1_node_proto_depIdxs = []int32{
-	14, // 0: damselfly.v1.OpenRequest.source:type_name -> damselfly.v1.Source
-	15, // 1: damselfly.v1.OpenRequest.priority:type_name -> damselfly.v1.Priority
-	16, // 2: damselfly.v1.TaskStatus.table:type_name -> damselfly.v1.Table
-	14, // 3: damselfly.v1.ReadRequest.source:type_name -> damselfly.v1.Source
-	15, // 4: damselfly.v1.ReadRequest.priority:type_name -> damselfly.v1.Priority
-	17, // 5: damselfly.v1.PrefetchRequest.ranges:type_name -> damselfly.v1.Range
-	14, // 6: damselfly.v1.PrefetchRequest.source:type_name -> damselfly.v1.Source
-	15, // 7: damselfly.v1.PrefetchRequest.priority:type_name -> damselfly.v1.Priority
+	16, // 0: damselfly.v1.OpenRequest.source:type_name -> damselfly.v1.Source
+	17, // 1: damselfly.v1.OpenRequest.priority:type_name -> damselfly.v1.Priority
+	18, // 2: damselfly.v1.TaskStatus.table:type_name -> damselfly.v1.Table
+	16, // 3: damselfly.v1.ReadRequest.source:type_name -> damselfly.v1.Source
+	17, // 4: damselfly.v1.ReadRequest.priority:type_name -> damselfly.v1.Priority
+	19, // 5: damselfly.v1.PrefetchRequest.ranges:type_name -> damselfly.v1.Range
+	16, // 6: damselfly.v1.PrefetchRequest.source:type_name -> damselfly.v1.Source
+	17, // 7: damselfly.v1.PrefetchRequest.priority:type_name -> damselfly.v1.Priority
 	1,  // 8: damselfly.v1.ListTasksResponse.tasks:type_name -> damselfly.v1.TaskStatus
 	0,  // 9: damselfly.v1.Node.Open:input_type -> damselfly.v1.OpenRequest
 	2,  // 10: damselfly.v1.Node.Read:input_type -> damselfly.v1.ReadRequest
@@ -983,16 +1124,22 @@ var file_api_v1_node_proto_depIdxs = []int32{
 	8,  // 14: damselfly.v1.Node.RemoveTask:input_type -> damselfly.v1.RemoveTaskRequest
 	10, // 15: damselfly.v1.Node.CacheUsage:input_type -> damselfly.v1.CacheUsageRequest
 	12, // 16: damselfly.v1.Node.CachePrune:input_type -> damselfly.v1.CachePruneRequest
-	1,  // 17: damselfly.v1.Node.Open:output_type -> damselfly.v1.TaskStatus
-	3,  // 18: damselfly.v1.Node.Read:output_type -> damselfly.v1.ReadChunk
-	1,  // 19: damselfly.v1.Node.Prefetch:output_type -> damselfly.v1.TaskStatus
-	1,  // 20: damselfly.v1.Node.Watch:output_type -> damselfly.v1.TaskStatus
-	7,  // 21: damselfly.v1.Node.ListTasks:output_type -> damselfly.v1.ListTasksResponse
-	9,  // 22: damselfly.v1.Node.RemoveTask:output_type -> damselfly.v1.RemoveTaskResponse
-	11, // 23: damselfly.v1.Node.CacheUsage:output_type -> damselfly.v1.CacheUsageResponse
-	13, // 24: damselfly.v1.Node.CachePrune:output_type -> damselfly.v1.CachePruneResponse
-	17, // [17:25] is the sub-list for method output_type
-	9,  // [9:17] is the sub-list for method input_type
+	14, // 17: damselfly.v1.Node.Info:input_type -> damselfly.v1.InfoRequest
+	20, // 18: damselfly.v1.Node.ReportAccess:input_type -> damselfly.v1.ReportAccessRequest
+	21, // 19: damselfly.v1.Node.Profile:input_type -> damselfly.v1.ProfileRequest
+	1,  // 20: damselfly.v1.Node.Open:output_type -> damselfly.v1.TaskStatus
+	3,  // 21: damselfly.v1.Node.Read:output_type -> damselfly.v1.ReadChunk
+	1,  // 22: damselfly.v1.Node.Prefetch:output_type -> damselfly.v1.TaskStatus
+	1,  // 23: damselfly.v1.Node.Watch:output_type -> damselfly.v1.TaskStatus
+	7,  // 24: damselfly.v1.Node.ListTasks:output_type -> damselfly.v1.ListTasksResponse
+	9,  // 25: damselfly.v1.Node.RemoveTask:output_type -> damselfly.v1.RemoveTaskResponse
+	11, // 26: damselfly.v1.Node.CacheUsage:output_type -> damselfly.v1.CacheUsageResponse
+	13, // 27: damselfly.v1.Node.CachePrune:output_type -> damselfly.v1.CachePruneResponse
+	15, // 28: damselfly.v1.Node.Info:output_type -> damselfly.v1.InfoResponse
+	22, // 29: damselfly.v1.Node.ReportAccess:output_type -> damselfly.v1.ReportAccessResponse
+	23, // 30: damselfly.v1.Node.Profile:output_type -> damselfly.v1.ProfileResponse
+	20, // [20:31] is the sub-list for method output_type
+	9,  // [9:20] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1010,7 +1157,7 @@ func file_api_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_node_proto_rawDesc), len(file_api_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,14 +22,17 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Node_Open_FullMethodName       = "/damselfly.v1.Node/Open"
-	Node_Read_FullMethodName       = "/damselfly.v1.Node/Read"
-	Node_Prefetch_FullMethodName   = "/damselfly.v1.Node/Prefetch"
-	Node_Watch_FullMethodName      = "/damselfly.v1.Node/Watch"
-	Node_ListTasks_FullMethodName  = "/damselfly.v1.Node/ListTasks"
-	Node_RemoveTask_FullMethodName = "/damselfly.v1.Node/RemoveTask"
-	Node_CacheUsage_FullMethodName = "/damselfly.v1.Node/CacheUsage"
-	Node_CachePrune_FullMethodName = "/damselfly.v1.Node/CachePrune"
+	Node_Open_FullMethodName         = "/damselfly.v1.Node/Open"
+	Node_Read_FullMethodName         = "/damselfly.v1.Node/Read"
+	Node_Prefetch_FullMethodName     = "/damselfly.v1.Node/Prefetch"
+	Node_Watch_FullMethodName        = "/damselfly.v1.Node/Watch"
+	Node_ListTasks_FullMethodName    = "/damselfly.v1.Node/ListTasks"
+	Node_RemoveTask_FullMethodName   = "/damselfly.v1.Node/RemoveTask"
+	Node_CacheUsage_FullMethodName   = "/damselfly.v1.Node/CacheUsage"
+	Node_CachePrune_FullMethodName   = "/damselfly.v1.Node/CachePrune"
+	Node_Info_FullMethodName         = "/damselfly.v1.Node/Info"
+	Node_ReportAccess_FullMethodName = "/damselfly.v1.Node/ReportAccess"
+	Node_Profile_FullMethodName      = "/damselfly.v1.Node/Profile"
 )
 
 // NodeClient is the client API for Node service.
@@ -53,6 +56,14 @@ type NodeClient interface {
 	CacheUsage(ctx context.Context, in *CacheUsageRequest, opts ...grpc.CallOption) (*CacheUsageResponse, error)
 	// CachePrune evicts unused, unpinned tasks, oldest first.
 	CachePrune(ctx context.Context, in *CachePruneRequest, opts ...grpc.CallOption) (*CachePruneResponse, error)
+	// Info tells what the daemon is and what it learned by joining.
+	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
+	// ReportAccess passes what a mount read first on to the supernode.
+	// UNAVAILABLE while there is none: nothing is kept.
+	ReportAccess(ctx context.Context, in *ReportAccessRequest, opts ...grpc.CallOption) (*ReportAccessResponse, error)
+	// Profile tells in which order other mounts of an image read. An image that
+	// nobody has reported has no accesses. UNAVAILABLE without a supernode.
+	Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (*ProfileResponse, error)
 }
 
 type nodeClient struct {
@@ -161,6 +172,36 @@ func (c *nodeClient) CachePrune(ctx context.Context, in *CachePruneRequest, opts
 	return out, nil
 }
 
+func (c *nodeClient) Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InfoResponse)
+	err := c.cc.Invoke(ctx, Node_Info_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) ReportAccess(ctx context.Context, in *ReportAccessRequest, opts ...grpc.CallOption) (*ReportAccessResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportAccessResponse)
+	err := c.cc.Invoke(ctx, Node_ReportAccess_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (*ProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProfileResponse)
+	err := c.cc.Invoke(ctx, Node_Profile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -182,6 +223,14 @@ type NodeServer interface {
 	CacheUsage(context.Context, *CacheUsageRequest) (*CacheUsageResponse, error)
 	// CachePrune evicts unused, unpinned tasks, oldest first.
 	CachePrune(context.Context, *CachePruneRequest) (*CachePruneResponse, error)
+	// Info tells what the daemon is and what it learned by joining.
+	Info(context.Context, *InfoRequest) (*InfoResponse, error)
+	// ReportAccess passes what a mount read first on to the supernode.
+	// UNAVAILABLE while there is none: nothing is kept.
+	ReportAccess(context.Context, *ReportAccessRequest) (*ReportAccessResponse, error)
+	// Profile tells in which order other mounts of an image read. An image that
+	// nobody has reported has no accesses. UNAVAILABLE without a supernode.
+	Profile(context.Context, *ProfileRequest) (*ProfileResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -215,6 +264,15 @@ func (UnimplementedNodeServer) CacheUsage(context.Context, *CacheUsageRequest) (
 }
 func (UnimplementedNodeServer) CachePrune(context.Context, *CachePruneRequest) (*CachePruneResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CachePrune not implemented")
+}
+func (UnimplementedNodeServer) Info(context.Context, *InfoRequest) (*InfoResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
+}
+func (UnimplementedNodeServer) ReportAccess(context.Context, *ReportAccessRequest) (*ReportAccessResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportAccess not implemented")
+}
+func (UnimplementedNodeServer) Profile(context.Context, *ProfileRequest) (*ProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Profile not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -367,6 +425,60 @@ func _Node_CachePrune_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Info_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InfoRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Info(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Info_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Info(ctx, req.(*InfoRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_ReportAccess_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportAccessRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).ReportAccess(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_ReportAccess_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).ReportAccess(ctx, req.(*ReportAccessRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Profile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Profile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Profile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Profile(ctx, req.(*ProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -397,6 +509,18 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CachePrune",
 			Handler:    _Node_CachePrune_Handler,
+		},
+		{
+			MethodName: "Info",
+			Handler:    _Node_Info_Handler,
+		},
+		{
+			MethodName: "ReportAccess",
+			Handler:    _Node_ReportAccess_Handler,
+		},
+		{
+			MethodName: "Profile",
+			Handler:    _Node_Profile_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -533,7 +533,9 @@ type Welcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key with which this daemon checks the tickets it is shown. Known to
 	// this daemon and the supernode only.
-	ServingKey    []byte `protobuf:"bytes,1,opt,name=serving_key,json=servingKey,proto3" json:"serving_key,omitempty"`
+	ServingKey []byte `protobuf:"bytes,1,opt,name=serving_key,json=servingKey,proto3" json:"serving_key,omitempty"`
+	// PEM of the public keys that this supernode vouches for images with.
+	TrustKeys     [][]byte `protobuf:"bytes,2,rep,name=trust_keys,json=trustKeys,proto3" json:"trust_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -571,6 +573,13 @@ func (*Welcome) Descriptor() ([]byte, []int) {
 func (x *Welcome) GetServingKey() []byte {
 	if x != nil {
 		return x.ServingKey
+	}
+	return nil
+}
+
+func (x *Welcome) GetTrustKeys() [][]byte {
+	if x != nil {
+		return x.TrustKeys
 	}
 	return nil
 }
@@ -2066,6 +2075,250 @@ func (x *ExchangeResponse) GetBody() []byte {
 	return nil
 }
 
+// Access is one group of a blob.
+type Access struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<hex>" of the blob that holds the group.
+	Blob string `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
+	// Number of the group in the blob's index.
+	Group         uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Access) Reset() {
+	*x = Access{}
+	mi := &file_api_v1_swarm_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Access) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Access) ProtoMessage() {}
+
+func (x *Access) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_swarm_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Access.ProtoReflect.Descriptor instead.
+func (*Access) Descriptor() ([]byte, []int) {
+	return file_api_v1_swarm_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Access) GetBlob() string {
+	if x != nil {
+		return x.Blob
+	}
+	return ""
+}
+
+func (x *Access) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+type ReportAccessRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<hex>" of the image's manifest.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// In order of first use, each once; at most 4096.
+	Accesses      []*Access `protobuf:"bytes,2,rep,name=accesses,proto3" json:"accesses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportAccessRequest) Reset() {
+	*x = ReportAccessRequest{}
+	mi := &file_api_v1_swarm_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportAccessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportAccessRequest) ProtoMessage() {}
+
+func (x *ReportAccessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_swarm_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportAccessRequest.ProtoReflect.Descriptor instead.
+func (*ReportAccessRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_swarm_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ReportAccessRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ReportAccessRequest) GetAccesses() []*Access {
+	if x != nil {
+		return x.Accesses
+	}
+	return nil
+}
+
+type ReportAccessResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportAccessResponse) Reset() {
+	*x = ReportAccessResponse{}
+	mi := &file_api_v1_swarm_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportAccessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportAccessResponse) ProtoMessage() {}
+
+func (x *ReportAccessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_swarm_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportAccessResponse.ProtoReflect.Descriptor instead.
+func (*ReportAccessResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_swarm_proto_rawDescGZIP(), []int{29}
+}
+
+type ProfileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "sha256:<hex>" of the image's manifest.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileRequest) Reset() {
+	*x = ProfileRequest{}
+	mi := &file_api_v1_swarm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileRequest) ProtoMessage() {}
+
+func (x *ProfileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_swarm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileRequest.ProtoReflect.Descriptor instead.
+func (*ProfileRequest) Descriptor() ([]byte, []int) {
+	return file_api_v1_swarm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ProfileRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type ProfileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order in which to fetch; at most 4096.
+	Accesses []*Access `protobuf:"bytes,1,rep,name=accesses,proto3" json:"accesses,omitempty"`
+	// How many mounts have been reported.
+	Reports       uint32 `protobuf:"varint,2,opt,name=reports,proto3" json:"reports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProfileResponse) Reset() {
+	*x = ProfileResponse{}
+	mi := &file_api_v1_swarm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProfileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProfileResponse) ProtoMessage() {}
+
+func (x *ProfileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_v1_swarm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProfileResponse.ProtoReflect.Descriptor instead.
+func (*ProfileResponse) Descriptor() ([]byte, []int) {
+	return file_api_v1_swarm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ProfileResponse) GetAccesses() []*Access {
+	if x != nil {
+		return x.Accesses
+	}
+	return nil
+}
+
+func (x *ProfileResponse) GetReports() uint32 {
+	if x != nil {
+		return x.Reports
+	}
+	return 0
+}
+
 var File_api_v1_swarm_proto protoreflect.FileDescriptor
 
 const file_api_v1_swarm_proto_rawDesc = "" +
@@ -2097,10 +2350,12 @@ const file_api_v1_swarm_proto_rawDesc = "" +
 	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x12\n" +
 	"\x04rack\x18\x03 \x01(\tR\x04rack\x12!\n" +
 	"\fpeer_address\x18\x04 \x01(\tR\vpeerAddress\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"*\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\"I\n" +
 	"\aWelcome\x12\x1f\n" +
 	"\vserving_key\x18\x01 \x01(\fR\n" +
-	"servingKey\"2\n" +
+	"servingKey\x12\x1d\n" +
+	"\n" +
+	"trust_keys\x18\x02 \x03(\fR\ttrustKeys\"2\n" +
 	"\x06Header\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"j\n" +
@@ -2209,14 +2464,28 @@ const file_api_v1_swarm_proto_rawDesc = "" +
 	"\x10ExchangeResponse\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\x05R\x06status\x12.\n" +
 	"\aheaders\x18\x02 \x03(\v2\x14.damselfly.v1.HeaderR\aheaders\x12\x12\n" +
-	"\x04body\x18\x03 \x01(\fR\x04body*L\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"2\n" +
+	"\x06Access\x12\x12\n" +
+	"\x04blob\x18\x01 \x01(\tR\x04blob\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\"]\n" +
+	"\x13ReportAccessRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x120\n" +
+	"\baccesses\x18\x02 \x03(\v2\x14.damselfly.v1.AccessR\baccesses\"\x16\n" +
+	"\x14ReportAccessResponse\"&\n" +
+	"\x0eProfileRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"]\n" +
+	"\x0fProfileResponse\x120\n" +
+	"\baccesses\x18\x01 \x03(\v2\x14.damselfly.v1.AccessR\baccesses\x12\x18\n" +
+	"\areports\x18\x02 \x01(\rR\areports*L\n" +
 	"\bPriority\x12\x13\n" +
 	"\x0fPRIORITY_DEMAND\x10\x00\x12\x15\n" +
 	"\x11PRIORITY_PREFETCH\x10\x01\x12\x14\n" +
-	"\x10PRIORITY_PREHEAT\x10\x022\x9c\x01\n" +
+	"\x10PRIORITY_PREHEAT\x10\x022\xbb\x02\n" +
 	"\x05Swarm\x12H\n" +
 	"\aConnect\x12\x19.damselfly.v1.PeerMessage\x1a\x1e.damselfly.v1.SupernodeMessage(\x010\x01\x12I\n" +
-	"\bExchange\x12\x1d.damselfly.v1.ExchangeRequest\x1a\x1e.damselfly.v1.ExchangeResponseB0Z.github.com/damselfly-io/damselfly/api/v1;apiv1b\x06proto3"
+	"\bExchange\x12\x1d.damselfly.v1.ExchangeRequest\x1a\x1e.damselfly.v1.ExchangeResponse\x12U\n" +
+	"\fReportAccess\x12!.damselfly.v1.ReportAccessRequest\x1a\".damselfly.v1.ReportAccessResponse\x12F\n" +
+	"\aProfile\x12\x1c.damselfly.v1.ProfileRequest\x1a\x1d.damselfly.v1.ProfileResponseB0Z.github.com/damselfly-io/damselfly/api/v1;apiv1b\x06proto3"
 
 var (
 	file_api_v1_swarm_proto_rawDescOnce sync.Once
@@ -2231,36 +2500,41 @@ func file_api_v1_swarm_proto_rawDescGZIP() []byte {
 }
 
 var file_api_v1_swarm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_v1_swarm_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_api_v1_swarm_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_v1_swarm_proto_goTypes = []any{
-	(Priority)(0),            // 0: damselfly.v1.Priority
-	(*PeerMessage)(nil),      // 1: damselfly.v1.PeerMessage
-	(*SupernodeMessage)(nil), // 2: damselfly.v1.SupernodeMessage
-	(*Hello)(nil),            // 3: damselfly.v1.Hello
-	(*Welcome)(nil),          // 4: damselfly.v1.Welcome
-	(*Header)(nil),           // 5: damselfly.v1.Header
-	(*Credential)(nil),       // 6: damselfly.v1.Credential
-	(*Source)(nil),           // 7: damselfly.v1.Source
-	(*Table)(nil),            // 8: damselfly.v1.Table
-	(*Range)(nil),            // 9: damselfly.v1.Range
-	(*Interest)(nil),         // 10: damselfly.v1.Interest
-	(*TaskInfo)(nil),         // 11: damselfly.v1.TaskInfo
-	(*Failure)(nil),          // 12: damselfly.v1.Failure
-	(*Leave)(nil),            // 13: damselfly.v1.Leave
-	(*Held)(nil),             // 14: damselfly.v1.Held
-	(*Finished)(nil),         // 15: damselfly.v1.Finished
-	(*Dropped)(nil),          // 16: damselfly.v1.Dropped
-	(*BadPiece)(nil),         // 17: damselfly.v1.BadPiece
-	(*Starved)(nil),          // 18: damselfly.v1.Starved
-	(*Parents)(nil),          // 19: damselfly.v1.Parents
-	(*Parent)(nil),           // 20: damselfly.v1.Parent
-	(*Digests)(nil),          // 21: damselfly.v1.Digests
-	(*Revoked)(nil),          // 22: damselfly.v1.Revoked
-	(*Quarantined)(nil),      // 23: damselfly.v1.Quarantined
-	(*Command)(nil),          // 24: damselfly.v1.Command
-	(*CommandStatus)(nil),    // 25: damselfly.v1.CommandStatus
-	(*ExchangeRequest)(nil),  // 26: damselfly.v1.ExchangeRequest
-	(*ExchangeResponse)(nil), // 27: damselfly.v1.ExchangeResponse
+	(Priority)(0),                // 0: damselfly.v1.Priority
+	(*PeerMessage)(nil),          // 1: damselfly.v1.PeerMessage
+	(*SupernodeMessage)(nil),     // 2: damselfly.v1.SupernodeMessage
+	(*Hello)(nil),                // 3: damselfly.v1.Hello
+	(*Welcome)(nil),              // 4: damselfly.v1.Welcome
+	(*Header)(nil),               // 5: damselfly.v1.Header
+	(*Credential)(nil),           // 6: damselfly.v1.Credential
+	(*Source)(nil),               // 7: damselfly.v1.Source
+	(*Table)(nil),                // 8: damselfly.v1.Table
+	(*Range)(nil),                // 9: damselfly.v1.Range
+	(*Interest)(nil),             // 10: damselfly.v1.Interest
+	(*TaskInfo)(nil),             // 11: damselfly.v1.TaskInfo
+	(*Failure)(nil),              // 12: damselfly.v1.Failure
+	(*Leave)(nil),                // 13: damselfly.v1.Leave
+	(*Held)(nil),                 // 14: damselfly.v1.Held
+	(*Finished)(nil),             // 15: damselfly.v1.Finished
+	(*Dropped)(nil),              // 16: damselfly.v1.Dropped
+	(*BadPiece)(nil),             // 17: damselfly.v1.BadPiece
+	(*Starved)(nil),              // 18: damselfly.v1.Starved
+	(*Parents)(nil),              // 19: damselfly.v1.Parents
+	(*Parent)(nil),               // 20: damselfly.v1.Parent
+	(*Digests)(nil),              // 21: damselfly.v1.Digests
+	(*Revoked)(nil),              // 22: damselfly.v1.Revoked
+	(*Quarantined)(nil),          // 23: damselfly.v1.Quarantined
+	(*Command)(nil),              // 24: damselfly.v1.Command
+	(*CommandStatus)(nil),        // 25: damselfly.v1.CommandStatus
+	(*ExchangeRequest)(nil),      // 26: damselfly.v1.ExchangeRequest
+	(*ExchangeResponse)(nil),     // 27: damselfly.v1.ExchangeResponse
+	(*Access)(nil),               // 28: damselfly.v1.Access
+	(*ReportAccessRequest)(nil),  // 29: damselfly.v1.ReportAccessRequest
+	(*ReportAccessResponse)(nil), // 30: damselfly.v1.ReportAccessResponse
+	(*ProfileRequest)(nil),       // 31: damselfly.v1.ProfileRequest
+	(*ProfileResponse)(nil),      // 32: damselfly.v1.ProfileResponse
 }
 var file_api_v1_swarm_proto_depIdxs = []int32{
 	3,  // 0: damselfly.v1.PeerMessage.hello:type_name -> damselfly.v1.Hello
@@ -2294,15 +2568,21 @@ var file_api_v1_swarm_proto_depIdxs = []int32{
 	0,  // 28: damselfly.v1.Command.priority:type_name -> damselfly.v1.Priority
 	5,  // 29: damselfly.v1.ExchangeRequest.headers:type_name -> damselfly.v1.Header
 	5,  // 30: damselfly.v1.ExchangeResponse.headers:type_name -> damselfly.v1.Header
-	1,  // 31: damselfly.v1.Swarm.Connect:input_type -> damselfly.v1.PeerMessage
-	26, // 32: damselfly.v1.Swarm.Exchange:input_type -> damselfly.v1.ExchangeRequest
-	2,  // 33: damselfly.v1.Swarm.Connect:output_type -> damselfly.v1.SupernodeMessage
-	27, // 34: damselfly.v1.Swarm.Exchange:output_type -> damselfly.v1.ExchangeResponse
-	33, // [33:35] is the sub-list for method output_type
-	31, // [31:33] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	28, // 31: damselfly.v1.ReportAccessRequest.accesses:type_name -> damselfly.v1.Access
+	28, // 32: damselfly.v1.ProfileResponse.accesses:type_name -> damselfly.v1.Access
+	1,  // 33: damselfly.v1.Swarm.Connect:input_type -> damselfly.v1.PeerMessage
+	26, // 34: damselfly.v1.Swarm.Exchange:input_type -> damselfly.v1.ExchangeRequest
+	29, // 35: damselfly.v1.Swarm.ReportAccess:input_type -> damselfly.v1.ReportAccessRequest
+	31, // 36: damselfly.v1.Swarm.Profile:input_type -> damselfly.v1.ProfileRequest
+	2,  // 37: damselfly.v1.Swarm.Connect:output_type -> damselfly.v1.SupernodeMessage
+	27, // 38: damselfly.v1.Swarm.Exchange:output_type -> damselfly.v1.ExchangeResponse
+	30, // 39: damselfly.v1.Swarm.ReportAccess:output_type -> damselfly.v1.ReportAccessResponse
+	32, // 40: damselfly.v1.Swarm.Profile:output_type -> damselfly.v1.ProfileResponse
+	37, // [37:41] is the sub-list for method output_type
+	33, // [33:37] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_v1_swarm_proto_init() }
@@ -2337,7 +2617,7 @@ func file_api_v1_swarm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_v1_swarm_proto_rawDesc), len(file_api_v1_swarm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   27,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,8 +25,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Swarm_Connect_FullMethodName  = "/damselfly.v1.Swarm/Connect"
-	Swarm_Exchange_FullMethodName = "/damselfly.v1.Swarm/Exchange"
+	Swarm_Connect_FullMethodName      = "/damselfly.v1.Swarm/Connect"
+	Swarm_Exchange_FullMethodName     = "/damselfly.v1.Swarm/Exchange"
+	Swarm_ReportAccess_FullMethodName = "/damselfly.v1.Swarm/ReportAccess"
+	Swarm_Profile_FullMethodName      = "/damselfly.v1.Swarm/Profile"
 )
 
 // SwarmClient is the client API for Swarm service.
@@ -45,6 +47,11 @@ type SwarmClient interface {
 	// credentials are answered from one origin request for a short time.
 	// RESOURCE_EXHAUSTED: the answer is larger than the limit; ask the origin.
 	Exchange(ctx context.Context, in *ExchangeRequest, opts ...grpc.CallOption) (*ExchangeResponse, error)
+	// ReportAccess tells what one mount of an image read in its first seconds.
+	ReportAccess(ctx context.Context, in *ReportAccessRequest, opts ...grpc.CallOption) (*ReportAccessResponse, error)
+	// Profile is what the reports of an image come to. An image that nobody has
+	// reported has no accesses.
+	Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (*ProfileResponse, error)
 }
 
 type swarmClient struct {
@@ -78,6 +85,26 @@ func (c *swarmClient) Exchange(ctx context.Context, in *ExchangeRequest, opts ..
 	return out, nil
 }
 
+func (c *swarmClient) ReportAccess(ctx context.Context, in *ReportAccessRequest, opts ...grpc.CallOption) (*ReportAccessResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportAccessResponse)
+	err := c.cc.Invoke(ctx, Swarm_ReportAccess_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *swarmClient) Profile(ctx context.Context, in *ProfileRequest, opts ...grpc.CallOption) (*ProfileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProfileResponse)
+	err := c.cc.Invoke(ctx, Swarm_Profile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SwarmServer is the server API for Swarm service.
 // All implementations must embed UnimplementedSwarmServer
 // for forward compatibility.
@@ -94,6 +121,11 @@ type SwarmServer interface {
 	// credentials are answered from one origin request for a short time.
 	// RESOURCE_EXHAUSTED: the answer is larger than the limit; ask the origin.
 	Exchange(context.Context, *ExchangeRequest) (*ExchangeResponse, error)
+	// ReportAccess tells what one mount of an image read in its first seconds.
+	ReportAccess(context.Context, *ReportAccessRequest) (*ReportAccessResponse, error)
+	// Profile is what the reports of an image come to. An image that nobody has
+	// reported has no accesses.
+	Profile(context.Context, *ProfileRequest) (*ProfileResponse, error)
 	mustEmbedUnimplementedSwarmServer()
 }
 
@@ -109,6 +141,12 @@ func (UnimplementedSwarmServer) Connect(grpc.BidiStreamingServer[PeerMessage, Su
 }
 func (UnimplementedSwarmServer) Exchange(context.Context, *ExchangeRequest) (*ExchangeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Exchange not implemented")
+}
+func (UnimplementedSwarmServer) ReportAccess(context.Context, *ReportAccessRequest) (*ReportAccessResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportAccess not implemented")
+}
+func (UnimplementedSwarmServer) Profile(context.Context, *ProfileRequest) (*ProfileResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Profile not implemented")
 }
 func (UnimplementedSwarmServer) mustEmbedUnimplementedSwarmServer() {}
 func (UnimplementedSwarmServer) testEmbeddedByValue()               {}
@@ -156,6 +194,42 @@ func _Swarm_Exchange_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Swarm_ReportAccess_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportAccessRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SwarmServer).ReportAccess(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Swarm_ReportAccess_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SwarmServer).ReportAccess(ctx, req.(*ReportAccessRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Swarm_Profile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProfileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SwarmServer).Profile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Swarm_Profile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SwarmServer).Profile(ctx, req.(*ProfileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Swarm_ServiceDesc is the grpc.ServiceDesc for Swarm service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -166,6 +240,14 @@ var Swarm_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Exchange",
 			Handler:    _Swarm_Exchange_Handler,
+		},
+		{
+			MethodName: "ReportAccess",
+			Handler:    _Swarm_ReportAccess_Handler,
+		},
+		{
+			MethodName: "Profile",
+			Handler:    _Swarm_Profile_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
