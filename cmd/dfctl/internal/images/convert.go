@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -107,12 +108,25 @@ func (g *group) convertCommand() *cobra.Command {
 	return cmd
 }
 
+// leastHeap is what the tables of a large image can take besides buffers.
+const leastHeap = 128 << 20
+
+// boundHeap lets the collector work harder before the process takes more than
+// its buffers and a fifth on top, and returns what undoes that. A limit that is
+// set from outside (GOMEMLIMIT) stays if it is lower.
+func boundHeap(buffers int64) (undo func()) {
+	before := debug.SetMemoryLimit(-1)
+	debug.SetMemoryLimit(min(before, max(buffers+buffers/5, leastHeap)))
+	return func() { debug.SetMemoryLimit(before) }
+}
+
 func (g *group) convert(ctx context.Context, f *convertFlags, source string) (_ *Conversion, err error) {
 	begin := g.console.Now()
 	p, err := f.plan(source)
 	if err != nil {
 		return nil, err
 	}
+	defer boundHeap(int64(f.memory))()
 	src, err := image.Open(ctx, p.source, image.Options{Platforms: p.platforms})
 	if err != nil {
 		return nil, err
