@@ -38,6 +38,21 @@ type Loaded struct {
 	Indexes []*chunkfmt.Index
 	// Sizes are those of the indexes as they are stored, in bytes.
 	Sizes []int64
+
+	stored [][]byte // nil for those that are not stored
+}
+
+// Encoded returns the index of layer i as it is stored or, if it is stored
+// nowhere, encoded.
+func (l *Loaded) Encoded(i int) ([]byte, error) {
+	if i < len(l.stored) && l.stored[i] != nil {
+		return l.stored[i], nil
+	}
+	data, err := chunkfmt.Encode(l.Indexes[i])
+	if err != nil {
+		return nil, fmt.Errorf("index of layer %d of %s: %w", i, l.Artifact.Subject.Digest, err)
+	}
+	return data, nil
 }
 
 // Load fetches the indexes that an artifact lists and decodes them. limits are
@@ -50,7 +65,7 @@ func Load(ctx context.Context, src *image.Source, f *Found, limits chunkfmt.Limi
 		return nil, fmt.Errorf("index %s: %w", src.Ref().WithDigest(f.Descriptor.Digest), err)
 	}
 	n := len(f.Artifact.Layers)
-	l := &loader{src: src, limits: limits, loaded: &Loaded{Found: f, Indexes: make([]*chunkfmt.Index, n), Sizes: make([]int64, n)}}
+	l := &loader{src: src, limits: limits, loaded: &Loaded{Found: f, Indexes: make([]*chunkfmt.Index, n), Sizes: make([]int64, n), stored: make([][]byte, n)}}
 	first := map[chunkfmt.Digest]int{}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(fetchers)
@@ -67,6 +82,7 @@ func Load(ctx context.Context, src *image.Source, f *Found, limits chunkfmt.Limi
 	}
 	for i, layer := range f.Artifact.Layers {
 		l.loaded.Indexes[i] = l.loaded.Indexes[first[layer.Index.Digest]]
+		l.loaded.stored[i] = l.loaded.stored[first[layer.Index.Digest]]
 		if err := layer.Check(l.loaded.Indexes[i]); err != nil {
 			return nil, fmt.Errorf("index %s: %w", src.Ref().WithDigest(f.Descriptor.Digest), err)
 		}
@@ -145,7 +161,7 @@ func (l *loader) fetch(ctx context.Context, i int, o artifact.Object) error {
 	if err != nil {
 		return fmt.Errorf("index %s of %s: %w", o.Digest, l.src.Ref(), err)
 	}
-	l.loaded.Indexes[i] = x
+	l.loaded.Indexes[i], l.loaded.stored[i] = x, data
 	return nil
 }
 
