@@ -312,11 +312,7 @@ func (d *Device) Drop(groups []int) error {
 	d.remove(groups)
 	d.pending = slices.DeleteFunc(d.pending, func(w written) bool { return !d.Has(w.group) })
 	d.mu.Unlock()
-	err := d.s.o.step("forget", d.ledger.path)
-	if err == nil {
-		err = d.ledger.remove(groups)
-	}
-	if err != nil {
+	if err := d.ledger.remove(groups); err != nil {
 		return fmt.Errorf("device %s: forget groups: %w", d.e.key, err)
 	}
 	d.mu.Lock()

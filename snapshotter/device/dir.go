@@ -138,7 +138,7 @@ func (s *Store) openDevice(e *entry, table *Table) (*Device, error) {
 		s: s, e: e, table: table, fresh: fresh || changed, writer: f,
 		present: make([]atomic.Uint64, (len(table.Blob.Groups)+63)/64),
 		done:    make(chan struct{}),
-		ledger:  presence{path: filepath.Join(dir, presentFile), key: e.key, groups: len(table.Blob.Groups)},
+		ledger:  presence{path: filepath.Join(dir, presentFile), key: e.key, groups: len(table.Blob.Groups), step: s.o.step},
 	}
 	if d.ledger.file, err = identityOf(f); err == nil {
 		var found bool

@@ -3,7 +3,6 @@ package device
 import (
 	"bytes"
 	"math/rand"
-	"os"
 	"slices"
 	"testing"
 	"time"
@@ -171,12 +170,4 @@ func (x *blob) holds(g int, device []byte) bool {
 		end := p.Device + int64(p.Length)
 		return end > int64(len(device)) || !bytes.Equal(device[p.Device:end], x.device[p.Device:end])
 	})
-}
-
-func blocks(t testing.TB, path string) int64 {
-	t.Helper()
-	if _, err := os.Stat(path); err != nil {
-		t.Fatal(err)
-	}
-	return allocated(path)
 }

@@ -57,6 +57,7 @@ type presence struct {
 	key    Key
 	file   identity
 	groups int
+	step   func(op, path string) error // Options.step
 	// seq is the sequence number that was written last.
 	seq uint64
 	// durable are the groups that a slot may have.
@@ -183,6 +184,9 @@ func (p *presence) remove(groups []int) error {
 
 // commit writes a slot over the older one.
 func (p *presence) commit(f *os.File) error {
+	if err := p.step("record", p.path); err != nil {
+		return err
+	}
 	p.seq++
 	if _, err := f.WriteAt(p.encode(), int64(p.seq%2)*p.slotSize()); err != nil { // #nosec G115 -- 0 or 1
 		return err
@@ -190,7 +194,7 @@ func (p *presence) commit(f *os.File) error {
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", p.path, err)
 	}
-	return nil
+	return p.step("recorded", p.path)
 }
 
 // sum returns the digest that was recorded for a group.

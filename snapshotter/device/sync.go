@@ -125,18 +125,15 @@ func (d *Device) syncLocked() (lost []int, err error) {
 		d.undo(batch, origins)
 		return nil, err
 	}
+	d.e.bytes.Store(allocated(d.s.dir(d.e.key)))
 	if len(batch) == 0 {
 		return nil, nil
 	}
-	err = d.s.o.step("record", d.ledger.path)
-	if err == nil {
-		err = d.ledger.add(batch)
-	}
-	if err != nil {
+	if err := d.ledger.add(batch); err != nil {
 		d.undo(batch, false)
 		return nil, fmt.Errorf("record groups: %w", err)
 	}
-	return nil, d.s.o.step("recorded", d.ledger.path)
+	return nil, nil
 }
 
 // undo leaves things to the next sync.
