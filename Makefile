@@ -1,6 +1,6 @@
 # Targets are few; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench-p2p bench-chunkfmt generate
+.PHONY: help build test lint demo bench-p2p bench-chunkfmt bench-coldstart generate
 
 GO    ?= go
 TOOL   = $(GO) tool -modfile=tools/go.mod
@@ -31,6 +31,10 @@ bench-p2p: ## measure distribution to many nodes: make bench-p2p [NODES=50] [RAT
 IMAGES ?= golang
 bench-chunkfmt: ## measure the image format: make bench-chunkfmt [IMAGES=golang,node] [ARGS='-peer ctr-remote -plots plots']
 	$(GO) run ./perf/chunkfmt -images $(IMAGES) $(ARGS)
+
+export PEER_STARGZ
+bench-coldstart: ## measure pulls and starts of containers: make bench-coldstart [IMAGES=golang,node] [PEER_STARGZ=containerd-stargz-grpc] [ARGS='-plots plots']
+	$(GO) run ./perf/coldstart -images $(IMAGES) $${PEER_STARGZ:+-stargz "$$PEER_STARGZ"} $(ARGS)
 
 generate: ## regenerate api/v1/*.pb.go (needs protoc: apt install protobuf-compiler)
 	protoc \

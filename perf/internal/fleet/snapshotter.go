@@ -1,0 +1,76 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Snapshotter is a program of this module that Build builds.
+const Snapshotter = "snapshotter"
+
+// SnapshotterOptions say how to run a snapshotter with its keeper. All but
+// Backend and TrustPolicy are required.
+type SnapshotterOptions struct {
+	Host     Host
+	Program  string
+	Dfdaemon string // socket of the node's dfdaemon
+	HTTP     string // address to listen on
+	// Dir is for data, sockets and logs; its path has room for their names.
+	Dir         string
+	Backend     string // default: auto
+	TrustPolicy string // file; default: only the supernode's keys
+}
+
+// Address returns the socket for containerd.
+func (o SnapshotterOptions) Address() string { return filepath.Join(o.Dir, "s.sock") }
+
+// Root returns the data directory.
+func (o SnapshotterOptions) Root() string { return filepath.Join(o.Dir, "data") }
+
+func (o SnapshotterOptions) keeper() string { return filepath.Join(o.Dir, "k.sock") }
+
+func (o SnapshotterOptions) args() []string {
+	args := []string{
+		"--address", o.Address(), "--dfdaemon", o.Dfdaemon, "--keeper", o.keeper(),
+		"--http", o.HTTP, "--data-dir", o.Root(),
+	}
+	if o.Backend != "" {
+		args = append(args, "--backend", o.Backend)
+	}
+	if o.TrustPolicy != "" {
+		args = append(args, "--trust-policy", o.TrustPolicy)
+	}
+	return args
+}
+
+// LazyNode is a snapshotter with its keeper.
+type LazyNode struct {
+	*Daemon
+	keeper *Process
+}
+
+// StartSnapshotter starts a keeper and a snapshotter and waits until the latter
+// is ready.
+func StartSnapshotter(ctx context.Context, o SnapshotterOptions) (*LazyNode, error) {
+	if err := os.MkdirAll(o.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("start a snapshotter: %w", err)
+	}
+	keeper, err := Start(ctx, o.Host, "keeper", filepath.Join(o.Dir, "keeper.log"), o.Program, "keeper", "--address", o.keeper())
+	if err != nil {
+		return nil, err
+	}
+	d, err := start(ctx, o.Host, "snapshotter", o.Dir, o.Program, o.HTTP, o.args())
+	if err != nil {
+		keeper.Kill()
+		return nil, err
+	}
+	return &LazyNode{Daemon: d, keeper: keeper}, nil
+}
+
+// Stop ends both. What is mounted stays.
+func (n *LazyNode) Stop() {
+	n.Daemon.Stop()
+	n.keeper.Stop()
+}
