@@ -36,6 +36,11 @@ type Config struct {
 	DockerConfig   string        `config:"docker-config" default:"" help:"Docker config.json (or a mounted .dockerconfigjson) with credentials for preheats and for reads that were authorized earlier."`
 	Registries     []string      `config:"registry" default:"" help:"Upstream of a registry for preheats, HOST=URL. Others: https://HOST, or http on loopback."`
 
+	AccelerateRepositories []string    `config:"accelerate-repository" default:"" help:"Repositories whose images are made lazy when they are first pulled: HOST/REPO, HOST/PREFIX/* or HOST/*."`
+	AccelerateWorkers      int         `config:"accelerate-workers" default:"1" help:"Images that are converted at a time."`
+	AccelerateMemory       config.Size `config:"accelerate-memory" default:"192MiB" unit:"bytes" help:"Memory that one conversion may take for its buffers."`
+	AcceleratePush         bool        `config:"accelerate-push" default:"false" help:"Also push indexes to the image's repository, with the credentials of docker-config."`
+
 	AuthTTL    time.Duration `config:"auth-ttl" default:"60s" help:"How long the registry's yes to a credential counts for a repository."`
 	TagTTL     time.Duration `config:"tag-ttl" default:"5s" help:"How long a tag is not asked for again."`
 	MaxParents int           `config:"max-parents" default:"24" help:"Peers that one node fetches a content from, at most."`
@@ -52,6 +57,12 @@ func (c *Config) Validate() error {
 	}
 	if c.UploadSlots < 1 || c.OriginParallel < 1 || c.OriginSegment < 1<<20 || c.MaxParents < 2 {
 		return fmt.Errorf("upload-slots and origin-parallel must be at least 1, max-parents 2, origin-segment 1MiB")
+	}
+	if c.AccelerateWorkers < 1 || c.AccelerateMemory < 32<<20 {
+		return fmt.Errorf("accelerate-workers must be at least 1, accelerate-memory 32MiB")
+	}
+	if c.AcceleratePush && c.DockerConfig == "" {
+		return fmt.Errorf("accelerate-push needs docker-config, which has the credentials to push with")
 	}
 	if c.Name == "" {
 		host, err := os.Hostname()

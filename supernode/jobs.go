@@ -18,7 +18,8 @@ func (s *supernode) newJobs(c Config, hub *preheat.Hub) (*preheat.Manager, error
 		return nil, fmt.Errorf("registry: %w", err)
 	}
 	return preheat.New(preheat.Options{
-		State: s.state, Cache: preheat.FromCDN(s.cache), Hub: hub, Tracker: s.tracker, Origin: s.origin,
+		Accelerator: accelerator{s.accelerate},
+		State:       s.state, Cache: preheat.FromCDN(s.cache), Hub: hub, Tracker: s.tracker, Origin: s.origin,
 		Upstream: known.Of, Log: s.log,
 	})
 }
@@ -31,7 +32,7 @@ func (s *supernode) api(c Config) (http.Handler, error) {
 	}
 	mux := telemetry.Mux(s.reg, &s.health)
 	httpapi.New(httpapi.Options{
-		Preheats: s.jobs, Cluster: s.tracker, Store: s.store, Token: token, Log: s.log,
+		Preheats: s.jobs, Accelerated: s.accelerate, Cluster: s.tracker, Store: s.store, Token: token, Log: s.log,
 	}).Register(mux)
 	return mux, nil
 }

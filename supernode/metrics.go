@@ -3,6 +3,7 @@ package supernode
 import (
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -14,6 +15,8 @@ type metrics struct {
 	uploaded       prometheus.Counter
 	refused        prometheus.Counter
 	quarantined    prometheus.Counter
+	accelerations  *prometheus.CounterVec
+	accelerateTime prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -34,8 +37,25 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "damselfly_quarantine_total", Help: "Peers quarantined for sending bad pieces.",
 		}),
 	}
+	m.accelerations = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "damselfly_accelerations_total", Help: "Conversions of images to lazy ones, by outcome.",
+	}, []string{"outcome"})
+	m.accelerateTime = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "damselfly_acceleration_seconds_total", Help: "Time that conversions took.",
+	})
+	reg.MustRegister(m.accelerations, m.accelerateTime)
 	reg.MustRegister(m.originRequests, m.originBytes, m.uploaded, m.refused, m.quarantined)
 	return m
+}
+
+// accelerated observes the end of one conversion.
+func (m *metrics) accelerated(err error, took time.Duration) {
+	outcome := "succeeded"
+	if err != nil {
+		outcome = "failed"
+	}
+	m.accelerations.WithLabelValues(outcome).Inc()
+	m.accelerateTime.Add(took.Seconds())
 }
 
 // origin observes one exchange with an origin.

@@ -23,9 +23,9 @@ import (
 	"github.com/damselfly-io/damselfly/internal/pieces"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/secret"
-	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/telemetry"
 	"github.com/damselfly-io/damselfly/internal/ticket"
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/cdn"
 	"github.com/damselfly-io/damselfly/supernode/exchange"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
@@ -88,6 +88,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	group.Go(func() error { return s.serveGRPC(ctx, ports.grpc, secret.Join{Token: join}) })
 	group.Go(func() error { return s.tracker.Run(ctx) })
 	group.Go(func() error { return s.jobs.Run(ctx) })
+	group.Go(func() error { return s.accelerate.Run(ctx) })
 	return group.Wait()
 }
 
@@ -105,7 +106,9 @@ type supernode struct {
 	cache    *cdn.Cache
 	exchange *exchange.Exchanger
 	jobs     *preheat.Manager
-	master   []byte
+
+	accelerate *accelerate.Accelerator
+	master     []byte
 }
 
 // open makes the parts, in order of dependence.
@@ -130,7 +133,7 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 	}
 	s.store, err = piecestore.Open(piecestore.Options{
 		Dir: filepath.Join(c.DataDir, "cache"), Limit: int64(c.CacheSize), MinFree: int64(c.CacheMinFree), Log: log,
-		OnDamage: func(id task.ID, piece int) { s.cache.Damaged(id, piece) }, // not before open has returned
+		OnDamage: s.damaged, OnRemove: s.removed,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("opening the cache: %w", err)
@@ -140,19 +143,24 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 		o.Keychain = origin.DockerConfig(c.DockerConfig)
 	}
 	s.origin = origin.New(o)
+	var trusted [][]byte
+	if s.accelerate, trusted, err = s.newAccelerator(c, o.Keychain); err != nil {
+		return nil, err
+	}
 	s.client = pieces.NewClient(pieces.ClientOptions{})
 	s.tracker = tracker.New(tracker.Options{
 		Name: c.Name, Address: c.Peer, MasterKey: s.master, Pieces: s.client, Log: log,
 		MaxParents: c.MaxParents, TicketTTL: c.TicketTTL, Quarantine: c.Quarantine,
-		OnQuarantine: func(string) { s.metrics.quarantined.Inc() },
+		TrustKeys: trusted, OnQuarantine: func(string) { s.metrics.quarantined.Inc() },
 	})
 	hub := preheat.NewHub(s.tracker)
 	s.cache = cdn.New(cdn.Options{
 		Store: s.store, Origin: s.origin, Events: hub, Log: log, SpoolDir: c.DataDir,
-		Segment: int64(c.OriginSegment), Parallel: c.OriginParallel, AuthTTL: c.AuthTTL, ResolveTTL: c.TagTTL,
+		StandIn: s.accelerate.StandIn, Segment: int64(c.OriginSegment), Parallel: c.OriginParallel, AuthTTL: c.AuthTTL, ResolveTTL: c.TagTTL,
 	})
 	s.tracker.Use(s.cache)
-	s.exchange = exchange.New(exchange.Options{Origin: s.origin, TagTTL: c.TagTTL, DigestTTL: c.AuthTTL})
+	s.accelerate.Use(s.cache)
+	s.exchange = exchange.New(exchange.Options{Origin: s.origin, Overlay: s.accelerate, TagTTL: c.TagTTL, DigestTTL: c.AuthTTL})
 	s.jobs, err = s.newJobs(c, hub)
 	return s, err
 }

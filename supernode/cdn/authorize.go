@@ -17,7 +17,14 @@ func (c *Cache) authorize(ctx context.Context, r Request) error {
 	if r.Authorized || c.auth.has(r) {
 		return nil
 	}
-	if _, err := c.o.Origin.Head(ctx, r.object([]origin.Credential{r.Credential})); err != nil {
+	obj := r.object(nil)
+	if c.o.StandIn != nil {
+		if other, ok := c.o.StandIn(r.ID, r.URL); ok {
+			obj = other
+		}
+	}
+	obj.Credentials = []origin.Credential{r.Credential}
+	if _, err := c.o.Origin.Head(ctx, obj); err != nil {
 		return fmt.Errorf("checking the right to read %s: %w", origin.RedactURL(r.URL), err)
 	}
 	c.accepted(r)

@@ -47,6 +47,10 @@ type Options struct {
 	// AuthTTL is how long the origin's yes to a credential counts; default
 	// 60 s.
 	AuthTTL time.Duration
+	// StandIn returns what to ask the origin for instead of content, when a
+	// requester's right is to be checked: for content that the supernode has
+	// made itself and the origin does not know. Default: nothing is stood in for.
+	StandIn func(id task.ID, url string) (origin.Object, bool)
 	// ResolveTTL is how long the validators of a URL count as current;
 	// default 5 s.
 	ResolveTTL time.Duration
@@ -279,12 +283,21 @@ func (c *Cache) open(ctx context.Context, r Request) (o *Object, mine bool, err 
 
 // create asks the origin for the start of the content, which also tells its
 // length and whether ranges work, and makes the object. The answer's body is
-// the first fetch.
+// the first fetch. Who knows the table and wants parts gets no more than these.
 func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
-	if !r.Whole && len(r.Ranges) > 0 && r.Ranges[0].Offset >= c.o.Segment {
+	at := span{0, c.o.Segment}
+	switch {
+	case r.Whole:
+	case len(r.Ranges) == 0 && r.Table != nil:
+		return c.createByHead(ctx, r)
+	case len(r.Ranges) > 0 && r.Table != nil:
+		if at = c.firstSpan(*r.Table, r.Ranges[0]); at.n == 0 {
+			return c.createByHead(ctx, r)
+		}
+	case len(r.Ranges) > 0 && r.Ranges[0].Offset >= c.o.Segment:
 		return c.createByHead(ctx, r)
 	}
-	body, err := c.openFirst(ctx, r)
+	body, err := c.openAt(ctx, r, at)
 	if err != nil {
 		return nil, err
 	}
@@ -292,6 +305,26 @@ func (c *Cache) create(ctx context.Context, r Request) (*Object, error) {
 		return nil, errors.Join(err, body.Close())
 	}
 	return c.adopt(r, body) //nolint:contextcheck // fetches outlive the requests that start them
+}
+
+// span is the n bytes of content at off.
+type span struct{ off, n int64 }
+
+// firstSpan returns the bytes of the pieces that hold rg, at most a segment of
+// them but one piece; none for a range beyond the end.
+func (c *Cache) firstSpan(table task.Table, rg Range) span {
+	var s span
+	first, end := table.Span(rg.Offset, rg.Length)
+	for i := first; i < end; i++ {
+		off, n := table.Piece(i)
+		if i == first {
+			s.off = off
+		} else if s.n+n > c.o.Segment {
+			break
+		}
+		s.n += n
+	}
+	return s
 }
 
 // named checks that what the origin has for r is what r names, as far as that
@@ -321,9 +354,13 @@ func (b *opened) Close() error {
 
 // openFirst opens the content of r from its beginning.
 func (c *Cache) openFirst(ctx context.Context, r Request) (*opened, error) {
+	return c.openAt(ctx, r, span{0, c.o.Segment})
+}
+
+func (c *Cache) openAt(ctx context.Context, r Request, at span) (*opened, error) {
 	life, cancel := context.WithCancel(c.ctx)
 	detach := context.AfterFunc(ctx, cancel)
-	body, err := c.o.Origin.Open(life, r.object(r.credentials()), 0, c.o.Segment) //nolint:contextcheck // fetches outlive the requests that start them
+	body, err := c.o.Origin.Open(life, r.object(r.credentials()), at.off, at.n) //nolint:contextcheck // fetches outlive the requests that start them
 	if err != nil {
 		detach()
 		cancel()
@@ -343,11 +380,11 @@ func (c *Cache) createByHead(ctx context.Context, r Request) (*Object, error) {
 	if err := c.named(r, info); err != nil {
 		return nil, err
 	}
-	o, _, _, err := c.add(r, info, 0)
+	o, _, _, err := c.add(r, info, span{})
 	return o, err
 }
 
-// adopt makes the object of r from a body that starts at offset 0.
+// adopt makes the object of r from the origin's first answer.
 func (c *Cache) adopt(r Request, body *opened) (*Object, error) {
 	info := body.Info
 	if info.Length < 0 {
@@ -356,7 +393,7 @@ func (c *Cache) adopt(r Request, body *opened) (*Object, error) {
 			return nil, err
 		}
 		info.Length = spooled.n
-		o, s, fresh, err := c.add(r, info, info.Length)
+		o, s, fresh, err := c.add(r, info, span{0, info.Length})
 		if err != nil || !fresh {
 			return o, errors.Join(err, spooled.Close())
 		}
@@ -369,11 +406,11 @@ func (c *Cache) adopt(r Request, body *opened) (*Object, error) {
 	if !body.detach() {
 		return nil, errors.Join(fmt.Errorf("opening %s: %w", r.ID.Short(), context.Canceled), body.Close())
 	}
-	n := info.Length
+	at := span{0, info.Length}
 	if body.Ranged {
-		n = body.N
+		at = span{body.Offset, body.N}
 	}
-	o, s, fresh, err := c.add(r, info, n)
+	o, s, fresh, err := c.add(r, info, at)
 	if err != nil || !fresh {
 		return o, errors.Join(err, body.Close())
 	}
@@ -385,9 +422,8 @@ func (c *Cache) adopt(r Request, body *opened) (*Object, error) {
 }
 
 // add creates the store's task and the object. fresh is false if it was there.
-// If it was not, s are the pieces within the first n bytes, which the caller is
-// to fetch.
-func (c *Cache) add(r Request, info origin.Info, n int64) (o *Object, s segment, fresh bool, err error) {
+// If it was not, s are the pieces within at, which the caller is to fetch.
+func (c *Cache) add(r Request, info origin.Info, at span) (o *Object, s segment, fresh bool, err error) {
 	table := task.Uniform(info.Length)
 	if r.Table != nil && r.Table.Length == info.Length {
 		table = *r.Table
@@ -415,8 +451,8 @@ func (c *Cache) add(r Request, info origin.Info, n int64) (o *Object, s segment,
 	o.ranges = info.Ranges
 	o.whole = r.Whole
 	o.addSourceLocked(r) // nobody else knows o yet
-	if n > 0 {
-		s = o.reserve(n)
+	if at.n > 0 {
+		s = o.reserve(at)
 	}
 	return o, s, true, nil
 }

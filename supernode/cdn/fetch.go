@@ -40,17 +40,20 @@ func (o *Object) fetch() {
 	}
 }
 
-// reserve marks the pieces within the first n bytes as being fetched, by a
-// worker that the caller starts. Nobody else knows o yet.
-func (o *Object) reserve(n int64) segment {
+// reserve marks the pieces within at as being fetched, by a worker that the
+// caller starts. There are none if no piece begins with at: the content is cut
+// otherwise than its asker thought. Nobody else knows o yet.
+func (o *Object) reserve(at span) segment {
 	s := segment{0, o.table.Count()}
-	if n < o.table.Length {
-		_, s.end = o.table.Span(0, n)
-		if off, size := o.table.Piece(s.end - 1); off+size > n {
+	if at.off > 0 || at.n < o.table.Length {
+		s.first, s.end = o.table.Span(at.off, at.n)
+		if off, _ := o.table.Piece(s.first); off != at.off {
+			s.end = s.first
+		} else if off, size := o.table.Piece(s.end - 1); off+size > at.off+at.n {
 			s.end-- // it reaches beyond
 		}
 	}
-	if s.end == o.table.Count() { // all of it comes, so it can be checked
+	if s.first == 0 && s.end == o.table.Count() { // all of it comes, so it can be checked
 		o.whole = true
 		o.wanted.AddRange(s.first, s.end)
 	}
@@ -130,13 +133,15 @@ func (o *Object) done(s segment, err error) (next segment, more bool) {
 		o.t.Touch()
 	}
 	if err != nil && !errors.Is(err, errElsewhere) {
-		o.giveUpLocked()
+		o.giveUpLocked(err)
 	}
 	return segment{}, false
 }
 
 // giveUpLocked forgets what is wanted. The next request starts over.
-func (o *Object) giveUpLocked() {
+func (o *Object) giveUpLocked(why error) {
+	o.gaveUp = why
+	o.wakeLocked()
 	clear(o.wanted)
 	clear(o.asked)
 	o.whole = false

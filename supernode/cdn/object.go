@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -37,7 +38,7 @@ type Object struct {
 	ranges    bool      // the origin serves ranges
 	reading   bool      // a worker reads the whole, since the origin serves none
 	published task.Set
-	grown     chan struct{} // closed when published has grown
+	grown     chan struct{} // closed when published has grown, and at the end
 	wanted    task.Set
 	asked     task.Set // of wanted, those somebody waits for
 	fetching  task.Set
@@ -48,6 +49,8 @@ type Object struct {
 	verified  bool   // the whole content is held and its digest matches
 	node      string // the first that asked
 	whole     bool   // somebody has wanted all of it
+	parts     bool   // whole is set only because several nodes want parts
+	gaveUp    error  // why that was given up last
 }
 
 func newObject(c *Cache, id task.ID, t *piecestore.Task) *Object {
@@ -120,6 +123,9 @@ func (o *Object) want(r Request) {
 		o.wanted.AddRange(first, end)
 		o.asked.AddRange(first, end)
 	}
+	// Parts are checked one by one by whoever reads them: their end need not wait
+	// for the rest.
+	o.parts = !r.Whole && (o.parts || second && !o.whole)
 	if o.whole = o.whole || r.Whole || second; o.whole {
 		o.wanted.AddRange(0, o.table.Count())
 	}
@@ -185,7 +191,7 @@ func (o *Object) places() (list []origin.Object, arrivals int) {
 func (o *Object) publishLocked() bool {
 	held := o.t.Held()
 	_, checkable := o.id.Digest()
-	if last := o.table.Count() - 1; checkable && o.whole && !o.verified && last >= 0 {
+	if last := o.table.Count() - 1; checkable && o.whole && !o.parts && !o.verified && last >= 0 {
 		held.Remove(last)
 	}
 	grew := false
@@ -194,10 +200,15 @@ func (o *Object) publishLocked() bool {
 		o.published[w] = held[w]
 	}
 	if grew {
-		close(o.grown)
-		o.grown = make(chan struct{})
+		o.wakeLocked()
 	}
 	return grew
+}
+
+// wakeLocked makes those look again that wait for something of o.
+func (o *Object) wakeLocked() {
+	close(o.grown)
+	o.grown = make(chan struct{})
 }
 
 // publish announces new pieces.
@@ -241,7 +252,7 @@ func (o *Object) verifyLoop() {
 		o.revoke(err)
 	default:
 		o.mu.Lock()
-		o.giveUpLocked()
+		o.giveUpLocked(err)
 		o.mu.Unlock()
 		o.failed(err)
 	}
@@ -275,6 +286,7 @@ func (o *Object) check() error {
 	}
 	o.mu.Lock()
 	o.verified = true
+	o.wakeLocked()
 	if len(o.sources) > 0 {
 		// Where it came from is kept, in case some of it is damaged; credentials
 		// are not.
@@ -302,7 +314,7 @@ func (o *Object) revoke(reason error) {
 	}
 	o.mu.Lock()
 	clear(o.published)
-	o.giveUpLocked()
+	o.giveUpLocked(reason)
 	o.mu.Unlock()
 	o.discard.Store(true)
 	o.c.o.Events.Revoked(o.id, reason)
@@ -332,4 +344,42 @@ func (o *Object) WaitPublished(ctx context.Context, i int) error {
 			return fmt.Errorf("waiting for piece %d of %s: %w", i, o.id.Short(), context.Cause(ctx))
 		}
 	}
+}
+
+// WaitComplete returns nil once all of the content is held and checked, or the
+// error for which fetching it was given up. Somebody must have wanted the whole
+// since it last was.
+func (o *Object) WaitComplete(ctx context.Context) error {
+	for {
+		o.mu.Lock()
+		done, wanted, why, grown := o.verified, o.whole, o.gaveUp, o.grown
+		o.mu.Unlock()
+		switch {
+		case done:
+			return nil
+		case !wanted && why == nil:
+			return fmt.Errorf("waiting for all of %s: nobody wants it", o.id.Short())
+		case !wanted:
+			return why
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for all of %s: %w", o.id.Short(), context.Cause(ctx))
+		}
+	}
+}
+
+// Open returns a reader of n bytes at off, which must be held. They are checked
+// before. The reader may outlive the object.
+func (o *Object) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	first, end := o.table.Span(off, n)
+	f, err := o.t.OpenPieces(ctx, first, end)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", o.id.Short(), err)
+	}
+	return struct {
+		io.ReadSeeker
+		io.Closer
+	}{io.NewSectionReader(f, off, n), f}, nil
 }

@@ -41,10 +41,22 @@ type Answer struct {
 	Body   []byte
 }
 
+// Next performs one request as an Exchanger without an Overlay does.
+type Next func(ctx context.Context, method, url string, h http.Header) (*Answer, error)
+
+// Overlay adds to what registries say.
+type Overlay interface {
+	// Do answers a request, with what next answers or without. It is called for
+	// every request, and answers of its own are shared with nobody.
+	Do(ctx context.Context, method, url string, h http.Header, next Next) (*Answer, error)
+}
+
 // Options configures an Exchanger. Origin is required.
 type Options struct {
 	Origin *origin.Client
-	Now    func() time.Time
+	// Overlay sees each request first; default: none.
+	Overlay Overlay
+	Now     func() time.Time
 	// TagTTL is how long an answer about something named by tag counts;
 	// default 5 s.
 	TagTTL time.Duration
@@ -97,6 +109,13 @@ func (e *Exchanger) Do(ctx context.Context, method, url string, h http.Header) (
 	if method != http.MethodGet && method != http.MethodHead {
 		return nil, fmt.Errorf("%s %s: only GET and HEAD are passed on", method, url)
 	}
+	if e.o.Overlay != nil {
+		return e.o.Overlay.Do(ctx, method, url, h, e.do)
+	}
+	return e.do(ctx, method, url, h)
+}
+
+func (e *Exchanger) do(ctx context.Context, method, url string, h http.Header) (*Answer, error) {
 	key := keyOf(method, url, h)
 	if a := e.get(key); a != nil {
 		return a, nil

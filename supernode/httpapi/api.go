@@ -12,6 +12,7 @@ import (
 
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
@@ -23,6 +24,13 @@ type Preheats interface {
 	List() []preheat.Job
 	Cancel(id int64) (preheat.Job, error)
 	Watch(ctx context.Context, id int64) (<-chan preheat.Job, error)
+}
+
+// Accelerated knows the images whose indexes the supernode offers;
+// *accelerate.Accelerator does.
+type Accelerated interface {
+	List() []accelerate.Info
+	Remove(image string) ([]accelerate.Info, error)
 }
 
 // Cluster knows the nodes; *tracker.Tracker does.
@@ -37,11 +45,13 @@ type Store interface {
 	List() []piecestore.Info
 }
 
-// Options configures an API. Preheats, Cluster and Store are required.
+// Options configures an API. Preheats, Accelerated, Cluster and Store are
+// required.
 type Options struct {
-	Preheats Preheats
-	Cluster  Cluster
-	Store    Store
+	Preheats    Preheats
+	Accelerated Accelerated
+	Cluster     Cluster
+	Store       Store
 	// Token that clients must send; "" means that only clients on this machine
 	// are served.
 	Token string
@@ -84,6 +94,8 @@ func (a *API) routes() []route {
 		{path: "/api/v1/preheats", methods: map[string]handler{"GET": a.listPreheats, "POST": a.createPreheat}},
 		{path: "/api/v1/preheats/{id}", methods: map[string]handler{"GET": a.getPreheat, "DELETE": a.cancelPreheat}},
 		{path: "/api/v1/preheats/{id}/events", methods: map[string]handler{"GET": a.preheatEvents}},
+		{path: "/api/v1/accelerated", methods: map[string]handler{"GET": a.listAccelerated}},
+		{path: "/api/v1/accelerated/{digest}", methods: map[string]handler{"DELETE": a.removeAccelerated}},
 		{path: "/api/v1/peers", methods: map[string]handler{"GET": a.listPeers}},
 		{path: "/api/v1/tasks", methods: map[string]handler{"GET": a.listTasks}},
 		{path: "/api/v1/tasks/{id}", methods: map[string]handler{"GET": a.getTask}},

@@ -17,6 +17,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
 )
 
@@ -290,7 +291,7 @@ func TestDescriptionIsWhole(t *testing.T) {
 		}
 	}
 	// Every field of what the code reads and writes is described.
-	for schema, v := range map[string]any{"Request": preheat.Request{}, "Job": preheat.Job{}, "Blob": preheat.Blob{}, "Task": taskInfo{}, "DragonflyJob": jobReply{}, "DragonflyTask": jobTask{}} {
+	for schema, v := range map[string]any{"Request": preheat.Request{}, "Job": preheat.Job{}, "Blob": preheat.Blob{}, "Acceleration": preheat.Acceleration{}, "Accelerated": accelerate.Info{}, "Task": taskInfo{}, "DragonflyJob": jobReply{}, "DragonflyTask": jobTask{}} {
 		var s struct {
 			Properties map[string]yaml.Node `yaml:"properties"`
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
 )
 
@@ -55,7 +56,7 @@ func describe(err error) *apiError {
 		return known
 	case errors.As(err, &bad):
 		status, code = http.StatusBadRequest, "invalid_request"
-	case errors.Is(err, preheat.ErrNotFound):
+	case errors.Is(err, preheat.ErrNotFound), errors.Is(err, accelerate.ErrNotFound):
 		status, code = http.StatusNotFound, "not_found"
 	case errors.Is(err, preheat.ErrNoPeers):
 		status, code = http.StatusConflict, "no_peers"

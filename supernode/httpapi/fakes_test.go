@@ -14,14 +14,16 @@ import (
 
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
 
 var (
-	_ Preheats = (*preheat.Manager)(nil)
-	_ Cluster  = (*tracker.Tracker)(nil)
-	_ Store    = (*piecestore.Store)(nil)
+	_ Preheats    = (*preheat.Manager)(nil)
+	_ Accelerated = (*accelerate.Accelerator)(nil)
+	_ Cluster     = (*tracker.Tracker)(nil)
+	_ Store       = (*piecestore.Store)(nil)
 )
 
 var when = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -147,6 +149,22 @@ func (fakeStore) List() []piecestore.Info {
 	return []piecestore.Info{{ID: blobA, Source: "https://r.test/x", Length: 33, Pieces: 4, HeldPieces: 3, HeldBytes: 30, Created: when, LastAccess: when, Refs: 1}}
 }
 
+type fakeAccelerated struct{}
+
+var accelerated = accelerate.Info{
+	Image: "r.test/app@" + string(blobA), Digest: string(blobA), Index: "sha256:" + strings.Repeat("0c", 32), Key: "k",
+	Blobs: 2, Bytes: 3, CreatedAt: when, Pushed: true, PushError: "e",
+}
+
+func (fakeAccelerated) List() []accelerate.Info { return []accelerate.Info{accelerated} }
+
+func (fakeAccelerated) Remove(image string) ([]accelerate.Info, error) {
+	if image != string(blobA) {
+		return nil, fmt.Errorf("%w: %s", accelerate.ErrNotFound, image)
+	}
+	return []accelerate.Info{accelerated}, nil
+}
+
 // server is the API served over loopback.
 type server struct {
 	t    *testing.T
@@ -157,7 +175,7 @@ type server struct {
 func newServer(t *testing.T, change func(*Options)) *server {
 	t.Helper()
 	s := &server{t: t, jobs: newFakePreheats()}
-	o := Options{Preheats: s.jobs, Cluster: fakeCluster{}, Store: fakeStore{}, EventGap: time.Millisecond}
+	o := Options{Preheats: s.jobs, Accelerated: fakeAccelerated{}, Cluster: fakeCluster{}, Store: fakeStore{}, EventGap: time.Millisecond}
 	if change != nil {
 		change(&o)
 	}

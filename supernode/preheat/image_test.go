@@ -119,29 +119,30 @@ func TestResolve(t *testing.T) {
 		platforms []string
 		digest    string
 		want      []string
+		images    int
 	}{
-		{"app:latest", []string{"linux/amd64"}, r.index, r.amd64},
-		{"app:latest", []string{"linux/arm64"}, r.index, r.arm64},
-		{"app:latest", []string{"linux/arm64/v8"}, r.index, r.arm64},
-		{"app:latest", []string{"linux/amd64", "linux/arm64"}, r.index, both},
-		{"app:latest", []string{"all"}, r.index, both},
-		{"app@" + r.single, []string{"linux/s390x"}, r.single, r.amd64},
+		{"app:latest", []string{"linux/amd64"}, r.index, r.amd64, 1},
+		{"app:latest", []string{"linux/arm64"}, r.index, r.arm64, 1},
+		{"app:latest", []string{"linux/arm64/v8"}, r.index, r.arm64, 1},
+		{"app:latest", []string{"linux/amd64", "linux/arm64"}, r.index, both, 2},
+		{"app:latest", []string{"all"}, r.index, both, 2},
+		{"app@" + r.single, []string{"linux/s390x"}, r.single, r.amd64, 1},
 	} {
 		image, err := parseRef(r.host+"/"+c.ref, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, contents, err := resolve(t.Context(), client(), subject{image: image, platforms: platform(t, c.platforms...)}, origin.Credential{})
+		found, err := resolve(t.Context(), client(), subject{image: image, platforms: platform(t, c.platforms...)}, origin.Credential{})
 		if err != nil {
 			t.Errorf("%s for %s: %v", c.ref, c.platforms, err)
 			continue
 		}
 		var got []string
-		for _, x := range contents {
+		for _, x := range found.contents {
 			got = append(got, string(x.id))
 		}
-		if d != c.digest || !slices.Equal(got, c.want) {
-			t.Errorf("%s for %s = %s %v, want %s %v", c.ref, c.platforms, d, got, c.digest, c.want)
+		if found.digest != c.digest || !slices.Equal(got, c.want) || len(found.images) != c.images {
+			t.Errorf("%s for %s = %+v, want %s %v, %d images", c.ref, c.platforms, found, c.digest, c.want, c.images)
 		}
 	}
 }
@@ -161,7 +162,7 @@ func TestResolveSaysWhatIsMissing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, _, err = resolve(t.Context(), client(), subject{image: image, platforms: platform(t, "linux/s390x")}, origin.Credential{})
+		_, err = resolve(t.Context(), client(), subject{image: image, platforms: platform(t, "linux/s390x")}, origin.Credential{})
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), image.repo) {
 			t.Errorf("%s: %v, want an error with %q", ref, err, want)
 		}

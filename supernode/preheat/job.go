@@ -43,6 +43,8 @@ type Job struct {
 	Platforms []string `json:"platforms,omitempty"`
 	Scope     Scope    `json:"scope"`
 	Timeout   Duration `json:"timeout"`
+	// Accelerate says that the image's index is to be made, too.
+	Accelerate bool `json:"accelerate,omitempty"`
 
 	State State `json:"state"`
 	// Error says why the job is not Succeeded, in one line.
@@ -57,6 +59,20 @@ type Job struct {
 	// Blobs are the contents: what an image consists of, or the file. They are
 	// missing from lists of jobs.
 	Blobs []Blob `json:"blobs,omitempty"`
+	// Acceleration has a row for the image of each platform, if that was asked
+	// for. What fails there leaves the job's state as it is.
+	Acceleration []Acceleration `json:"acceleration,omitempty"`
+}
+
+// Acceleration is how the index of an image stands.
+type Acceleration struct {
+	// Image is the digest of the image's manifest, Index that of the artifact.
+	Image string `json:"image"`
+	Index string `json:"index,omitempty"`
+	// Bytes is the size of what was made besides the image's own layers.
+	Bytes int64  `json:"bytes"`
+	State State  `json:"state"`
+	Error string `json:"error,omitempty"`
 }
 
 // Totals sums up a job over everything that is wanted somewhere: a content of

@@ -69,6 +69,9 @@ type Options struct {
 	Hub     *Hub // through which the Cache's events go
 	Tracker Tracker
 	Origin  Origin
+	// Accelerator makes indexes; default: nobody does, and jobs that ask for them
+	// are refused.
+	Accelerator Accelerator
 	// Upstream says where registries are; default: https://HOST, plain HTTP on
 	// loopback addresses.
 	Upstream Upstream
@@ -138,6 +141,9 @@ func (m *Manager) Submit(r Request) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
+	if r.Accelerate && m.o.Accelerator == nil {
+		return Job{}, invalid("accelerate", "this supernode accelerates no images")
+	}
 	targets, err := r.Scope.choose(m.o.Tracker.Peers(), r.Ref+r.URL)
 	if err != nil {
 		return Job{}, err
@@ -149,7 +155,7 @@ func (m *Manager) Submit(r Request) (Job, error) {
 	j.redact(r.URL)
 	j.snap = Job{
 		Type: r.Type, Ref: r.Ref, URL: origin.RedactURL(r.URL), SHA256: r.SHA256, Platforms: r.Platforms,
-		Scope: r.Scope, Timeout: r.Timeout, State: Pending, CreatedAt: m.o.Now().UTC(),
+		Scope: r.Scope, Timeout: r.Timeout, Accelerate: r.Accelerate, State: Pending, CreatedAt: m.o.Now().UTC(),
 		Totals: Totals{PeersTotal: len(targets)},
 	}
 	m.mu.Lock()

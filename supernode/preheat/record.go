@@ -99,7 +99,7 @@ func (m *Manager) resume(r record) {
 	if r.URL {
 		j.safeURL = r.Job.URL
 	}
-	again := Request{Type: r.Job.Type, Ref: r.Job.Ref, URL: r.Job.URL, SHA256: r.Job.SHA256, Platforms: r.Job.Platforms}
+	again := Request{Type: r.Job.Type, Ref: r.Job.Ref, URL: r.Job.URL, SHA256: r.Job.SHA256, Platforms: r.Job.Platforms, Accelerate: r.Job.Accelerate}
 	var err error
 	if j.subject, _, err = again.check(m.o.Upstream); err == nil && r.URL {
 		err = errors.New("the supernode was restarted, and query values of a URL, which may be secrets, are not kept across a restart: submit the job again")

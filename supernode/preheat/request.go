@@ -53,6 +53,9 @@ type Request struct {
 	Credentials *Credentials `json:"credentials,omitempty"`
 	// Timeout of the job, from its start; default DefaultTimeout.
 	Timeout Duration `json:"timeout,omitempty"`
+	// Accelerate has the supernode make the index of the image, too, by which
+	// nodes mount it before it has arrived.
+	Accelerate bool `json:"accelerate,omitempty"`
 }
 
 // Credentials for an origin: a username and password, a bearer token, or the
@@ -208,6 +211,8 @@ func (r *Request) checkFile() (s subject, err error) {
 		return s, invalid("ref", "is for images; a file needs url")
 	case len(r.Platforms) > 0:
 		return s, invalid("platforms", "are for images")
+	case r.Accelerate:
+		return s, invalid("accelerate", "is for images")
 	}
 	if _, err := parseURL(r.URL); err != nil {
 		return s, err

@@ -49,27 +49,33 @@ type resolver struct {
 	platforms []*v1.Platform // nil: all
 
 	contents  []content
+	images    []string // digests of the manifests, other than indexes
 	seen      map[task.ID]bool
 	manifests int
 	matched   []bool   // per platform
 	offered   []string // platforms that the index lists
 }
 
-// resolve returns the digest of the image's manifest or index, and the distinct
-// configs and layers of the chosen platforms.
-func resolve(ctx context.Context, o Origin, s subject, cred origin.Credential) (digest string, contents []content, err error) {
+// resolved is what an image consists of.
+type resolved struct {
+	digest   string    // of its manifest or index
+	images   []string  // digests of the manifests of the chosen platforms
+	contents []content // distinct configs and layers of these
+}
+
+func resolve(ctx context.Context, o Origin, s subject, cred origin.Credential) (resolved, error) {
 	r := &resolver{origin: o, image: s.image, platforms: s.platforms, seen: map[task.ID]bool{}, matched: make([]bool, len(s.platforms))}
 	if cred != (origin.Credential{}) {
 		r.cred = []origin.Credential{cred}
 	}
-	digest, err = r.manifest(ctx, s.image.reference, 0)
+	digest, err := r.manifest(ctx, s.image.reference, 0)
 	if err != nil {
-		return "", nil, fmt.Errorf("resolving image %s: %w", s.image, err)
+		return resolved{}, fmt.Errorf("resolving image %s: %w", s.image, err)
 	}
 	if len(r.contents) == 0 {
-		return "", nil, fmt.Errorf("resolving image %s: it has no content", s.image)
+		return resolved{}, fmt.Errorf("resolving image %s: it has no content", s.image)
 	}
-	return digest, r.contents, nil
+	return resolved{digest, r.images, r.contents}, nil
 }
 
 // get reads a manifest and checks its digest, if reference is one.
@@ -118,6 +124,9 @@ func (r *resolver) manifest(ctx context.Context, reference string, depth int) (d
 	}
 	if m.SchemaVersion != 2 || m.Config.Digest.Hex == "" && len(m.Layers) == 0 {
 		return "", fmt.Errorf("manifest %s (%.100s) is not an image's", reference, m.MediaType)
+	}
+	if !slices.Contains(r.images, digest) {
+		r.images = append(r.images, digest)
 	}
 	for _, d := range append([]v1.Descriptor{m.Config}, m.Layers...) {
 		if err := r.add(d); err != nil {

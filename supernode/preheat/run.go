@@ -88,13 +88,17 @@ func (m *Manager) run(parent context.Context, j *job) {
 	if err == nil {
 		err = r.loop()
 	}
+	held := err == nil
+	if held {
+		r.accelerate()
+	}
 	r.end()
 	switch cause := context.Cause(ctx); {
 	case ctx.Err() != nil && errors.Is(cause, errCancelled):
 		m.finish(j, r.finished(Cancelled, errCancelled.Error()))
-	case ctx.Err() != nil && errors.Is(cause, errTimedOut):
+	case ctx.Err() != nil && errors.Is(cause, errTimedOut) && !held:
 		m.finish(j, r.finished(TimedOut, fmt.Sprintf("not finished within %s", time.Duration(j.snap.Timeout))))
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && !errors.Is(cause, errTimedOut):
 		return // the supernode stops
 	case err != nil:
 		m.finish(j, r.finished(Failed, j.message(err)))
@@ -122,9 +126,15 @@ func (r *run) prepare() error {
 			contents = append(contents, content{id: b.TaskID, size: b.Size})
 		}
 	default:
-		var err error
-		if snap.Digest, contents, err = resolve(r.ctx, r.m.o.Origin, s, r.j.cred); err != nil {
+		found, err := resolve(r.ctx, r.m.o.Origin, s, r.j.cred)
+		if err != nil {
 			return err
+		}
+		snap.Digest, contents = found.digest, found.contents
+		if snap.Accelerate {
+			for _, digest := range found.images {
+				snap.Acceleration = append(snap.Acceleration, Acceleration{Image: digest, State: Pending})
+			}
 		}
 	}
 	for i, c := range contents {
@@ -402,6 +412,7 @@ func (r *run) finished(s State, reason string) Job {
 		}
 	}
 	out := r.j.ended(s, reason, r.m.o.Now())
+	out.Acceleration = endedRows(out.Acceleration, s)
 	if len(r.blobs) > 0 {
 		out.Blobs = r.rows()
 		out.Totals = totals(out.Blobs, len(r.j.targets))

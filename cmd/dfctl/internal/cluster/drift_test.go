@@ -19,13 +19,14 @@ func TestDocumentsAreTheSupernodes(t *testing.T) {
 	later := now.Add(time.Minute)
 	job := preheat.Job{
 		ID: 1, Type: "image", Ref: "r", URL: "u", SHA256: "s", Platforms: []string{"p"}, Scope: preheat.Scope{Zone: "z"},
-		Timeout: preheat.Duration(time.Hour), State: preheat.Partial, Error: "e", CreatedAt: now, StartedAt: &now, FinishedAt: &later, Digest: "d",
+		Timeout: preheat.Duration(time.Hour), Accelerate: true, State: preheat.Partial, Error: "e", CreatedAt: now, StartedAt: &now, FinishedAt: &later, Digest: "d",
 		Totals: preheat.Totals{BytesTotal: 2, BytesHeld: 3, BlobsTotal: 4, BlobsDone: 5, PeersTotal: 6, PeersDone: 7, PeersFailed: 8},
 		Blobs: []preheat.Blob{{TaskID: "t", Digest: "b", Size: 9, HeldBytes: 10, State: preheat.Failed, Error: "x",
 			Peers: []preheat.Peer{{Name: "n", HeldBytes: 11, State: preheat.Running, Error: "y"}}}},
+		Acceleration: []preheat.Acceleration{{Image: "i", Index: "x", Bytes: 12, State: preheat.TimedOut, Error: "z"}},
 	}
 	peer := tracker.PeerInfo{Name: "n", Zone: "z", Rack: "r", Address: "a", Version: "v", Tasks: 1, Quarantined: true}
-	for _, tt := range []struct{ theirs, ours any }{{job, &cluster.Job{}}, {job.Totals, &cluster.Totals{}}, {job.Blobs[0], &cluster.Blob{}}, {job.Blobs[0].Peers[0], &cluster.BlobPeer{}}, {peer, &cluster.Peer{}}} {
+	for _, tt := range []struct{ theirs, ours any }{{job, &cluster.Job{}}, {job.Totals, &cluster.Totals{}}, {job.Acceleration[0], &cluster.Acceleration{}}, {job.Blobs[0], &cluster.Blob{}}, {job.Blobs[0].Peers[0], &cluster.BlobPeer{}}, {peer, &cluster.Peer{}}} {
 		fields := reflect.ValueOf(tt.theirs)
 		for i := range fields.NumField() {
 			if fields.Field(i).IsZero() {
@@ -45,11 +46,11 @@ func TestDocumentsAreTheSupernodes(t *testing.T) {
 func TestRequestsAreTheSupernodes(t *testing.T) {
 	ours := cluster.PreheatRequest{
 		Type: "image", Ref: "r", URL: "u", SHA256: "s", Platforms: []string{"p"}, Scope: cluster.Scope{Percent: 10},
-		Credentials: &cluster.Credentials{Username: "n", Password: "w"}, Timeout: "1h0m0s",
+		Credentials: &cluster.Credentials{Username: "n", Password: "w"}, Timeout: "1h0m0s", Accelerate: true,
 	}
 	want := preheat.Request{
 		Type: "image", Ref: "r", URL: "u", SHA256: "s", Platforms: []string{"p"}, Scope: preheat.Scope{Percent: 10},
-		Credentials: &preheat.Credentials{Username: "n", Password: "w"}, Timeout: preheat.Duration(time.Hour),
+		Credentials: &preheat.Credentials{Username: "n", Password: "w"}, Timeout: preheat.Duration(time.Hour), Accelerate: true,
 	}
 	var got preheat.Request
 	dec := json.NewDecoder(bytes.NewReader(encode(t, ours)))

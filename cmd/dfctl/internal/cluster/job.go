@@ -21,6 +21,8 @@ type PreheatRequest struct {
 	Scope       Scope        `json:"scope"`
 	Credentials *Credentials `json:"credentials,omitempty"`
 	Timeout     string       `json:"timeout,omitempty"` // such as 30m
+	// Accelerate has the image's index made, too.
+	Accelerate bool `json:"accelerate,omitempty"`
 }
 
 // Credentials are for the registry or origin.
@@ -116,6 +118,7 @@ type Job struct {
 	Platforms  []string   `json:"platforms,omitempty"`
 	Scope      Scope      `json:"scope"`
 	Timeout    string     `json:"timeout"`
+	Accelerate bool       `json:"accelerate,omitempty"`
 	State      string     `json:"state"`
 	Error      string     `json:"error,omitempty"`
 	CreatedAt  time.Time  `json:"created_at"`
@@ -124,6 +127,18 @@ type Job struct {
 	Digest     string     `json:"digest,omitempty"` // of an image's manifest or index
 	Totals     Totals     `json:"totals"`
 	Blobs      []Blob     `json:"blobs,omitempty"` // not in lists of jobs
+	// Acceleration is how the indexes of the images stand.
+	Acceleration []Acceleration `json:"acceleration,omitempty"`
+}
+
+// Acceleration is how the index of an image stands: of the manifest for one
+// platform.
+type Acceleration struct {
+	Image string `json:"image"`
+	Index string `json:"index,omitempty"`
+	Bytes int64  `json:"bytes"` // of what was made
+	State string `json:"state"`
+	Error string `json:"error,omitempty"`
 }
 
 // Totals sums up what is wanted somewhere: a blob for the supernode and 3 nodes

@@ -67,19 +67,22 @@ type flags struct {
 
 func (g *group) imageCommand() *cobra.Command {
 	f := &flags{}
+	var accelerate bool
 	cmd := &cobra.Command{
 		Use:   "image REF",
 		Short: "Preheat all blobs of an image",
 		Example: `  dfctl preheat image docker.io/library/nginx:1.29 --scope all_peers
   dfctl preheat image ghcr.io/org/app:v3 --platform linux/arm64 --zone rack-1
+  dfctl preheat image ghcr.io/org/app:v3 --accelerate
   dfctl preheat image ghcr.io/org/app:v1 --username me --password-stdin <password`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.start(cmd, f, cluster.PreheatRequest{Type: "image", Ref: args[0], Platforms: f.platforms})
+			return g.start(cmd, f, cluster.PreheatRequest{Type: "image", Ref: args[0], Platforms: f.platforms, Accelerate: accelerate})
 		},
 	}
 	f.add(cmd)
 	cmd.Flags().StringSliceVar(&f.platforms, "platform", nil, "`OS/ARCH` to preheat of an image for several, or all; repeatable (default: linux on the supernode's architecture)")
+	cmd.Flags().BoolVar(&accelerate, "accelerate", false, "have the supernode make the image's index, too, so that nodes start it before it has arrived")
 	return cmd
 }
 

@@ -86,7 +86,7 @@ func blobBytes(b *cluster.Blob) (done, total int64) {
 // outcome returns the error that a job's end is, nil only for full success.
 func outcome(job *cluster.Job) error {
 	if job.State == cluster.Succeeded {
-		return nil
+		return notAccelerated(job)
 	}
 	err := fmt.Errorf("preheat %s: job %d %s", output.Clean(job.Object()), job.ID, stateWords(job.State))
 	if job.Error != "" {
@@ -99,6 +99,17 @@ func outcome(job *cluster.Job) error {
 		return fmt.Errorf("%w; what is held stays: run the command again to continue, or with a longer --timeout", err)
 	}
 	return err
+}
+
+// notAccelerated returns an error if an index was asked for and not made.
+func notAccelerated(job *cluster.Job) error {
+	for _, a := range job.Acceleration {
+		if a.State != cluster.Succeeded {
+			return fmt.Errorf("preheat %s: the image is held, but was not accelerated: job %d: %s: %s",
+				output.Clean(job.Object()), job.ID, output.Clean(a.Image), output.Clean(a.Error))
+		}
+	}
+	return nil
 }
 
 func stateWords(state string) string {

@@ -41,10 +41,29 @@ func writeJob(w io.Writer, job *cluster.Job) error {
 	if err := writeSection(w, blobs); err != nil {
 		return err
 	}
+	if err := writeAcceleration(w, job); err != nil {
+		return err
+	}
 	if failures.Len() == 0 {
 		return nil
 	}
 	return writeSection(w, failures)
+}
+
+// writeAcceleration writes a line for each index that was asked for.
+func writeAcceleration(w io.Writer, job *cluster.Job) error {
+	if len(job.Acceleration) == 0 {
+		return nil
+	}
+	table := output.NewTable("IMAGE", "INDEX", "SIZE", "STATE", "REASON")
+	for _, a := range job.Acceleration {
+		size := ""
+		if a.Bytes > 0 {
+			size = output.Bytes(a.Bytes)
+		}
+		table.Add(shortDigest(a.Image), shortDigest(a.Index), size, a.State, a.Error)
+	}
+	return writeSection(w, table)
 }
 
 func writeSection(w io.Writer, t *output.Table) error {
@@ -80,6 +99,10 @@ func blobName(b *cluster.Blob) string {
 	if name == "" {
 		name = b.TaskID
 	}
+	return shortDigest(name)
+}
+
+func shortDigest(name string) string {
 	if strings.Contains(name, ":") {
 		return task.ID(name).Short()
 	}
