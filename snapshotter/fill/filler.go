@@ -279,5 +279,5 @@ func (f *Filler) returnAhead(n int64) {
 
 // describe names a group in errors and logs.
 func describe(t *device.Table, group int) string {
-	return fmt.Sprintf("group %d of blob sha256:%s", group, t.Blob.Digest)
+	return fmt.Sprintf("group %d of blob %s", group, t.Blob.Digest)
 }

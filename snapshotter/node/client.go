@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/chunkfmt"
@@ -77,6 +76,7 @@ const (
 	redialMax    = 500 * time.Millisecond
 	streamWindow = 1 << 20
 	connWindow   = 16 << 20
+	maxAnswer    = 64 << 20 // statuses have piece tables
 )
 
 // New returns a client. It connects when it is used; the caller closes it.
@@ -96,8 +96,8 @@ func New(o Options) (*Client, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: time.Second}),
 		grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(connWindow),
-		grpc.WithIdleTimeout(0),
-		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
+		grpc.WithIdleTimeout(0), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)),
+		grpc.WithStatsHandler(answers{}), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", o.Socket)
 		}))
@@ -150,9 +150,10 @@ func (c *Client) Stream(ctx context.Context, b Blob, off, n int64, p Priority, w
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends the stream also when w failed
-	stream, err := c.api.Read(ctx, &apiv1.ReadRequest{TaskId: src.TaskId, Offset: off, Length: n, Source: src, Priority: p})
+	call, a := watch(ctx)
+	stream, err := c.api.Read(call, &apiv1.ReadRequest{TaskId: src.TaskId, Offset: off, Length: n, Source: src, Priority: p})
 	if err != nil {
-		return c.wrap(&b, off, n, classify(ctx, err, false))
+		return c.wrap(&b, off, n, classify(ctx, err, a))
 	}
 	var got int64
 	for {
@@ -163,8 +164,7 @@ func (c *Client) Stream(ctx context.Context, b Blob, off, n int64, p Priority, w
 		case errors.Is(err, io.EOF):
 			return c.wrap(&b, off, n, fmt.Errorf("%d bytes came: %w", got, io.ErrUnexpectedEOF))
 		case err != nil:
-			header, _ := stream.Header() // the same error
-			return c.wrap(&b, off, n, classify(ctx, err, fromDaemon(header, stream.Trailer())))
+			return c.wrap(&b, off, n, classify(ctx, err, a))
 		case int64(len(m.Data)) > n-got:
 			return c.wrap(&b, off, n, errors.New("more bytes came than were asked for"))
 		}
@@ -176,7 +176,7 @@ func (c *Client) Stream(ctx context.Context, b Blob, off, n int64, p Priority, w
 }
 
 func (c *Client) wrap(b *Blob, off, n int64, err error) error {
-	return fmt.Errorf("read %d bytes at %d of %s@sha256:%s: %w", n, off, b.Repo, b.Digest, err)
+	return fmt.Errorf("read %d bytes at %d of %s@%s: %w", n, off, b.Repo, b.Digest, err)
 }
 
 // appender collects what is written to it.
@@ -215,10 +215,10 @@ func (c *Client) Prefetch(ctx context.Context, b Blob, ranges []Range, p Priorit
 		r.Ranges = append(r.Ranges, &apiv1.Range{Offset: x.Offset, Length: x.Length})
 	}
 	err = c.retry(ctx, func() error {
-		return unary(ctx, func(o ...grpc.CallOption) error { _, err := c.api.Prefetch(ctx, r, o...); return err })
+		return unary(ctx, func(ctx context.Context) error { _, err := c.api.Prefetch(ctx, r); return err })
 	})
 	if err != nil {
-		return fmt.Errorf("prefetch %s@sha256:%s: %w", b.Repo, b.Digest, err)
+		return fmt.Errorf("prefetch %s@%s: %w", b.Repo, b.Digest, err)
 	}
 	return nil
 }
@@ -228,18 +228,18 @@ func (c *Client) Prefetch(ctx context.Context, b Blob, ranges []Range, p Priorit
 func (c *Client) Discard(ctx context.Context, b Blob) error {
 	r := &apiv1.RemoveTaskRequest{TaskId: string(task.BlobID(task.Digest(b.Digest)))}
 	err := c.retry(ctx, func() error {
-		return unary(ctx, func(o ...grpc.CallOption) error { _, err := c.api.RemoveTask(ctx, r, o...); return err })
+		return unary(ctx, func(ctx context.Context) error { _, err := c.api.RemoveTask(ctx, r); return err })
 	})
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return fmt.Errorf("discard the daemon's copy of sha256:%s: %w", b.Digest, err)
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, errInUse) {
+		return fmt.Errorf("discard the daemon's copy of %s: %w", b.Digest, err)
 	}
 	return nil
 }
 
 // Ping asks the daemon for a sign of life, once.
 func (c *Client) Ping(ctx context.Context) error {
-	err := unary(ctx, func(o ...grpc.CallOption) error {
-		_, err := c.api.CacheUsage(ctx, &apiv1.CacheUsageRequest{}, o...)
+	err := unary(ctx, func(ctx context.Context) error {
+		_, err := c.api.CacheUsage(ctx, &apiv1.CacheUsageRequest{})
 		return err
 	})
 	if err != nil {
@@ -249,10 +249,9 @@ func (c *Client) Ping(ctx context.Context) error {
 }
 
 // unary makes a call and classifies its error.
-func unary(ctx context.Context, call func(...grpc.CallOption) error) error {
-	var header, trailer metadata.MD
-	err := call(grpc.Header(&header), grpc.Trailer(&trailer))
-	return classify(ctx, err, fromDaemon(header, trailer))
+func unary(ctx context.Context, call func(context.Context) error) error {
+	watched, a := watch(ctx)
+	return classify(ctx, call(watched), a)
 }
 
 // retry calls f again while the daemon cannot be reached and patience lasts.

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 )
 
@@ -24,6 +25,8 @@ var (
 	ErrDamaged = errors.New("damaged content")
 	// ErrFull says that the daemon has no room for the content.
 	ErrFull = errors.New("the daemon's cache is full")
+
+	errInUse = errors.New("in use")
 )
 
 // Permanent reports whether asking the same of the daemon again soon is of no
@@ -52,9 +55,8 @@ func (f *failure) Unwrap() error { return f.class }
 // maxMessage bounds what of the daemon's message is kept, in bytes.
 const maxMessage = 1 << 10
 
-// classify turns the error of a call into one of this package's. answered tells
-// whether the daemon itself has answered.
-func classify(ctx context.Context, err error, answered bool) error {
+// classify turns the error of a call into one of this package's.
+func classify(ctx context.Context, err error, a *answer) error {
 	if err == nil {
 		return nil
 	}
@@ -78,13 +80,46 @@ func classify(ctx context.Context, err error, answered bool) error {
 		f.class = ErrDamaged
 	case codes.ResourceExhausted:
 		f.class = ErrFull
+	case codes.FailedPrecondition:
+		f.class = errInUse
 	case codes.Unavailable, codes.Canceled:
-		if !answered { // gRPC's own word on a connection that broke
+		if !a.came.Load() {
 			f.class = ErrUnreachable
 		}
 	}
 	return f
 }
 
-// fromDaemon reports whether a call's metadata came from a server.
-func fromDaemon(header, trailer metadata.MD) bool { return len(header) > 0 || len(trailer) > 0 }
+// answer tells whether a call got its status from the daemon, or from gRPC
+// because the connection broke: the codes do not.
+type answer struct{ came atomic.Bool }
+
+type answerKey struct{}
+
+// watch returns a context for one call, and whether that was answered.
+func watch(ctx context.Context) (context.Context, *answer) {
+	a := &answer{}
+	return context.WithValue(ctx, answerKey{}, a), a
+}
+
+// answers is a stats.Handler that sees answers come.
+type answers struct{}
+
+// TagRPC does nothing.
+func (answers) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context { return ctx }
+
+// HandleRPC notes the end of a call as the server sent it.
+func (answers) HandleRPC(ctx context.Context, s stats.RPCStats) {
+	if _, ok := s.(*stats.InTrailer); !ok {
+		return
+	}
+	if a, ok := ctx.Value(answerKey{}).(*answer); ok {
+		a.came.Store(true)
+	}
+}
+
+// TagConn does nothing.
+func (answers) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+
+// HandleConn does nothing.
+func (answers) HandleConn(context.Context, stats.ConnStats) {}

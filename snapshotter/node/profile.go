@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
-	"google.golang.org/grpc"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 )
@@ -20,8 +19,8 @@ type Access struct {
 // which to fetch it; nothing if nobody knows.
 func (c *Client) Profile(ctx context.Context, image digest.Digest) ([]Access, error) {
 	var resp *apiv1.ProfileResponse
-	err := unary(ctx, func(o ...grpc.CallOption) (err error) {
-		resp, err = c.api.Profile(ctx, &apiv1.ProfileRequest{Image: image.String()}, o...)
+	err := unary(ctx, func(ctx context.Context) (err error) {
+		resp, err = c.api.Profile(ctx, &apiv1.ProfileRequest{Image: image.String()})
 		return err
 	})
 	if err != nil {
@@ -40,8 +39,8 @@ func (c *Client) ReportAccess(ctx context.Context, image digest.Digest, accesses
 	for _, a := range accesses {
 		r.Accesses = append(r.Accesses, &apiv1.Access{Blob: a.Blob.String(), Group: uint32(a.Group)}) // #nosec G115 -- a group's number
 	}
-	err := unary(ctx, func(o ...grpc.CallOption) error {
-		_, err := c.api.ReportAccess(ctx, r, o...)
+	err := unary(ctx, func(ctx context.Context) error {
+		_, err := c.api.ReportAccess(ctx, r)
 		return err
 	})
 	if err != nil {
@@ -63,8 +62,8 @@ type Info struct {
 // Info asks the daemon about itself, once.
 func (c *Client) Info(ctx context.Context) (Info, error) {
 	var resp *apiv1.InfoResponse
-	err := unary(ctx, func(o ...grpc.CallOption) (err error) {
-		resp, err = c.api.Info(ctx, &apiv1.InfoRequest{}, o...)
+	err := unary(ctx, func(ctx context.Context) (err error) {
+		resp, err = c.api.Info(ctx, &apiv1.InfoRequest{})
 		return err
 	})
 	if err != nil {
