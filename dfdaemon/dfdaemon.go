@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/dfdaemon/authority"
 	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/dfdaemon/grant"
 	"github.com/damselfly-io/damselfly/dfdaemon/mirror"
@@ -33,7 +35,14 @@ import (
 )
 
 // listeners are the daemon's open ports; proxy is nil if there is none.
-type listeners struct{ mirror, peer, http, proxy, socket net.Listener }
+type listeners struct{ mirror, peer, http, proxy, socket, httpSocket net.Listener }
+
+// httpSocket is where the registry mirror serves the node's own programs: beside
+// the daemon's socket.
+func httpSocket(c Config) string {
+	ext := filepath.Ext(c.Socket)
+	return strings.TrimSuffix(c.Socket, ext) + "-http" + ext
+}
 
 func listen(c Config) (l listeners, err error) {
 	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
@@ -45,7 +54,7 @@ func listen(c Config) (l listeners, err error) {
 	}{
 		{&l.mirror, "tcp", c.Mirror, "mirror"}, {&l.peer, "tcp", c.Peer, "peer"},
 		{&l.http, "tcp", c.HTTP, "http"}, {&l.proxy, "tcp", c.Proxy, "proxy"},
-		{&l.socket, "unix", c.Socket, "socket"},
+		{&l.socket, "unix", c.Socket, "socket"}, {&l.httpSocket, "unix", httpSocket(c), "socket"},
 	}
 	for _, p := range ports {
 		if p.addr == "" {
@@ -55,15 +64,17 @@ func listen(c Config) (l listeners, err error) {
 			return l, errors.Join(err, l.close())
 		}
 	}
-	if err := os.Chmod(c.Socket, 0o600); err != nil {
-		return l, errors.Join(fmt.Errorf("socket: %w", err), l.close())
+	for _, path := range []string{c.Socket, httpSocket(c)} {
+		if err := os.Chmod(path, 0o600); err != nil {
+			return l, errors.Join(fmt.Errorf("socket: %w", err), l.close())
+		}
 	}
 	return l, nil
 }
 
 func (l listeners) close() error {
 	var errs []error
-	for _, x := range []net.Listener{l.mirror, l.peer, l.http, l.proxy, l.socket} {
+	for _, x := range []net.Listener{l.mirror, l.peer, l.http, l.proxy, l.socket, l.httpSocket} {
 		if x != nil {
 			errs = append(errs, x.Close())
 		}
@@ -94,7 +105,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if ports.proxy != nil {
 		group.Go(func() error { return telemetry.Serve(ctx, ports.proxy, d.proxy, log) })
 	}
-	group.Go(func() error { return d.serveSocket(ctx, ports.socket) })
+	group.Go(func() error { return telemetry.Serve(ctx, ports.httpSocket, d.mirror.Node(), log) })
+	group.Go(func() error { return d.serveSocket(ctx, ports.socket, c) })
 	group.Go(func() error { return d.swarm.Run(ctx, d.engine) })
 	group.Go(func() error {
 		<-ctx.Done()
@@ -116,6 +128,7 @@ type daemon struct {
 	pieces  *pieces.Client
 	origin  *origin.Client
 	engine  *engine.Engine
+	node    *authority.Authority
 	mirror  *mirror.Mirror
 	proxy   *proxy.Proxy
 }
@@ -156,8 +169,12 @@ func open(c Config, log *slog.Logger) (_ *daemon, err error) {
 		Received: d.metrics.received,
 		Rejected: func(reason string) { d.metrics.rejected.WithLabelValues(reason).Inc() },
 	})
+	d.node = authority.New(authority.Options{
+		Registries: registries, Grants: d.grants, Exchange: d.swarm, Keychain: o.Keychain, Origin: o, YesTTL: c.AuthTTL,
+	})
 	d.mirror = mirror.New(mirror.Options{
-		Engine: d.engine, Exchange: d.swarm, Origin: d.origin, Registries: registries, Grants: d.grants, Log: log, AuthTTL: c.AuthTTL,
+		Engine: d.engine, Exchange: d.swarm, Origin: d.origin, Registries: registries, Grants: d.grants, Authority: d.node,
+		Log: log, AuthTTL: c.AuthTTL,
 		Served: func(kind string, status int) { d.metrics.served.WithLabelValues(kind, strconv.Itoa(status)).Inc() },
 	})
 	if d.proxy, err = proxy.New(proxy.Options{Engine: d.engine, Rules: c.ProxyRules, Log: log}); err != nil {
@@ -221,9 +238,16 @@ func (d *daemon) pieceServer(ctx context.Context, c Config) http.Handler {
 	})
 }
 
-func (d *daemon) serveSocket(ctx context.Context, lis net.Listener) error {
-	srv := grpc.NewServer()
-	apiv1.RegisterNodeServer(srv, node.New(node.Options{Engine: d.engine, Store: d.store, Log: d.log}))
+// maxMessage bounds a message to the socket, in bytes: it may hold a large
+// table of pieces.
+const maxMessage = 16 << 20
+
+func (d *daemon) serveSocket(ctx context.Context, lis net.Listener, c Config) error {
+	srv := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage))
+	apiv1.RegisterNodeServer(srv, node.New(node.Options{
+		Engine: d.engine, Store: d.store, Authority: d.node, Swarm: d.swarm, Log: d.log,
+		Info: &apiv1.InfoResponse{Version: telemetry.Version(), Name: c.Name, HttpSocket: httpSocket(c)},
+	}))
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()
 	select {

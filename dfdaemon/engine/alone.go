@@ -110,15 +110,10 @@ func (d *download) readOrigin(ctx context.Context, t *piecestore.Task) error {
 	}
 	d.e.o.Log.Info("reading from the origin: no supernode is reachable", "task", d.id, "url", origin.RedactURL(src.URL))
 	if first {
-		body, err := d.e.o.Origin.Open(ctx, obj, 0, -1)
-		if err != nil {
+		var err error
+		if t, err = d.readFirst(ctx, r, obj); err != nil {
 			return err
 		}
-		defer body.Close()
-		if t, err = d.adopt(ctx, body, src.URL); err != nil {
-			return err
-		}
-		return d.takePieces(ctx, t, body, 0, t.Table().Count())
 	}
 	for {
 		run := d.firstRun(t)
@@ -131,17 +126,73 @@ func (d *download) readOrigin(ctx context.Context, t *piecestore.Task) error {
 	}
 }
 
-// adopt makes the store's task for a body from the origin.
-func (d *download) adopt(ctx context.Context, body *origin.Body, url string) (*piecestore.Task, error) {
-	if body.Length < 0 {
-		return nil, fmt.Errorf("%s: the origin does not tell the length, and no supernode is reachable", origin.RedactURL(url))
+// readFirst makes the store's task from the origin's first answer, and stores
+// what comes with that: all of the content, or, if the request has a table and
+// wants parts, the first of them.
+func (d *download) readFirst(ctx context.Context, r Request, obj origin.Object) (*piecestore.Task, error) {
+	if !r.Whole && r.Table != nil && len(r.Ranges) == 0 {
+		info, err := d.e.o.Origin.Head(ctx, obj)
+		if err != nil {
+			return nil, err
+		}
+		return d.adopt(ctx, r, info)
+	}
+	off, n := int64(0), int64(-1)
+	if !r.Whole && r.Table != nil {
+		run := runOf(*r.Table, r.Ranges[0])
+		if off, n = extent(*r.Table, run); n == 0 {
+			off, n = 0, -1
+		}
+	}
+	body, err := d.e.o.Origin.Open(ctx, obj, off, n)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	t, err := d.adopt(ctx, r, body.Info)
+	if err != nil {
+		return nil, err
+	}
+	run := pieceRun{0, t.Table().Count()}
+	if n > 0 && body.Ranged {
+		run = runOf(t.Table(), Range{off, n})
+		if from, size := extent(t.Table(), run); from != off || size != n {
+			return t, nil // it is cut otherwise
+		}
+	}
+	return t, d.takePieces(ctx, t, body, run.first, run.end)
+}
+
+// runOf is the run of pieces that hold rg.
+func runOf(table task.Table, rg Range) pieceRun {
+	first, end := table.Span(rg.Offset, rg.Length)
+	return pieceRun{first, end}
+}
+
+// extent is where the pieces of run are in the content.
+func extent(table task.Table, run pieceRun) (off, n int64) {
+	if run.first == run.end {
+		return 0, 0
+	}
+	off, _ = table.Piece(run.first)
+	lastOff, lastN := table.Piece(run.end - 1)
+	return off, lastOff + lastN - off
+}
+
+// adopt makes the store's task for content that the origin has described.
+func (d *download) adopt(ctx context.Context, req Request, info origin.Info) (*piecestore.Task, error) {
+	if info.Length < 0 {
+		return nil, fmt.Errorf("%s: the origin does not tell the length, and no supernode is reachable", origin.RedactURL(req.URL))
 	}
 	made := make(chan error, 1)
 	d.post(func() {
 		d.mu.Lock()
 		r, t := d.r, d.t
 		d.mu.Unlock()
-		table := task.Uniform(body.Length)
+		table := task.Uniform(info.Length)
+		if req.Table != nil && req.Table.Length == info.Length {
+			table = *req.Table
+		}
 		var err error
 		if t == nil || t.Table().Length != table.Length {
 			err = d.create(r, table)
@@ -204,9 +255,8 @@ func (d *download) wantedMissing(t *piecestore.Task) []int {
 }
 
 func (d *download) readRun(ctx context.Context, t *piecestore.Task, obj origin.Object, run pieceRun) error {
-	off, _ := t.Table().Piece(run.first)
-	lastOff, lastN := t.Table().Piece(run.end - 1)
-	body, err := d.e.o.Origin.Open(ctx, obj, off, lastOff+lastN-off)
+	off, n := extent(t.Table(), run)
+	body, err := d.e.o.Origin.Open(ctx, obj, off, n)
 	if err != nil {
 		return err
 	}

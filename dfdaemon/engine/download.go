@@ -119,6 +119,7 @@ func newDownload(e *Engine, r Request, before *download) *download {
 type asking struct {
 	r     Request
 	first bool // it started the download
+	anew  bool // the supernode may know nothing
 }
 
 // settle tells whoever started the download how its request was answered.
@@ -259,7 +260,8 @@ func (d *download) open() {
 
 // setInfo takes over the supernode's answer.
 func (d *download) setInfo(info *apiv1.TaskInfo) {
-	if a, ok := d.requests[info.Request]; ok && a.first {
+	a, ours := d.requests[info.Request]
+	if a.first {
 		defer d.settle(nil)
 	}
 	delete(d.requests, info.Request)
@@ -268,6 +270,12 @@ func (d *download) setInfo(info *apiv1.TaskInfo) {
 	known := d.t
 	r := d.r
 	d.mu.Unlock()
+	if info.Table == nil { // as it was told before
+		if ours && known != nil {
+			d.open()
+		}
+		return
+	}
 	table, err := wire.Table(info.Table)
 	if err != nil {
 		d.fail(fmt.Errorf("the supernode's answer for %s: %w", d.id.Short(), err))
@@ -314,7 +322,11 @@ func (d *download) create(r Request, table task.Table) error {
 func (d *download) express(a asking) {
 	number := d.e.nextRequest()
 	d.requests[number] = a
-	d.e.o.Supernode.Send(interest(number, a.r)) // without a connection: when there is one
+	r := a.r
+	if !a.anew && isClosed(d.ready) {
+		r.Table = nil // the supernode has one
+	}
+	d.e.o.Supernode.Send(interest(number, r)) // without a connection: when there is one
 }
 
 // reconnected tells a new stream what is wanted.
@@ -322,6 +334,7 @@ func (d *download) reconnected() {
 	waiting := d.requests
 	d.requests = map[uint64]asking{}
 	for _, a := range waiting {
+		a.anew = true
 		d.express(a)
 	}
 	d.mu.Lock()
@@ -336,7 +349,7 @@ func (d *download) reconnected() {
 		r.Ranges = spans(d.t.Table(), d.wanted)
 	}
 	d.mu.Unlock()
-	d.express(asking{r: r})
+	d.express(asking{r: r, anew: true})
 }
 
 func isClosed(c <-chan struct{}) bool {

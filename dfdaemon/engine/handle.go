@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/damselfly-io/damselfly/internal/pieces"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
 )
@@ -22,14 +23,18 @@ type Handle struct {
 	t     *piecestore.Task
 	d     *download // nil when the store had it complete
 	meta  Meta
+	whole bool // all of the content is wanted, not ranges of it
 	close sync.Once
 }
 
 // reader is one Copy under way; its download fetches ahead of it.
 type reader struct {
-	next int       // guarded by download.mu
-	d    *download // where it is enrolled; nil if nowhere
-	run  int       // pieces opened at a time so far
+	next     int // guarded by download.mu
+	end      int // the piece after its last
+	priority pieces.Priority
+	whole    bool
+	d        *download // where it is enrolled; nil if nowhere
+	run      int       // pieces opened at a time so far
 }
 
 // ID names the task.
@@ -103,6 +108,11 @@ func (h *Handle) Want(ranges []Range) error {
 	if d == nil {
 		return nil
 	}
+	if len(ranges) == 0 {
+		h.mu.Lock()
+		h.whole = true
+		h.mu.Unlock()
+	}
 	r := h.r
 	r.Whole, r.Ranges, r.Authorized = len(ranges) == 0, ranges, true
 	if d.enter(r) {
@@ -121,7 +131,7 @@ func (h *Handle) Copy(ctx context.Context, w io.Writer, off, n int64) (sent int6
 	if n == 0 {
 		return 0, nil
 	}
-	r := &reader{next: table.Index(off)}
+	r := &reader{next: table.Index(off), end: table.Index(off+n-1) + 1, priority: h.r.Priority, whole: h.isWhole()}
 	defer r.enrol(nil)
 	if d := h.download(); d != nil {
 		r.enrol(d)
@@ -142,6 +152,12 @@ func (h *Handle) Copy(ctx context.Context, w io.Writer, off, n int64) (sent int6
 		}
 	}
 	return sent, nil
+}
+
+func (h *Handle) isWhole() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.whole || h.r.Whole
 }
 
 // copyRange sends n bytes of f at off and closes f. It is a plain copy from a
@@ -170,7 +186,7 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 			r.next = first
 			grown = d.grown
 			failed := d.err
-			held := d.readableLocked()
+			held := d.readableLocked(r.whole)
 			d.mu.Unlock()
 			ready = held.Has
 			if failed != nil && !ready(first) {
@@ -212,15 +228,15 @@ func (h *Handle) await(ctx context.Context, r *reader, first, limit int) (f *os.
 }
 
 // readableLocked is the set of pieces that readers may have: all that is held,
-// but not the end of content whose digest as a whole has not been checked, by
-// the supernode for pieces that it vouches for, or here.
-func (d *download) readableLocked() task.Set {
+// but, for readers of the whole, not the end of content whose digest as a whole
+// has not been checked, by the supernode for pieces that it vouches for, or here.
+func (d *download) readableLocked(whole bool) task.Set {
 	if d.t == nil {
 		return nil
 	}
 	held := d.t.Held()
 	last := d.t.Table().Count() - 1
-	if _, checkable := d.id.Digest(); !checkable || !d.whole || last < 0 || d.t.Complete() {
+	if _, checkable := d.id.Digest(); !checkable || !whole || last < 0 || d.t.Complete() {
 		return held
 	}
 	if !d.vouched || d.t.Proven().Len() < last+1 {

@@ -169,15 +169,27 @@ func (d *download) start(ctx context.Context, t *piecestore.Task, piece int, p *
 	}
 	d.fetches[f] = struct{}{}
 	d.busy.Add(piece)
-	d.mu.Lock()
-	prio := d.r.Priority
-	d.mu.Unlock()
+	prio := d.priority(piece)
 	at, want := p.at, d.digests[piece]
 	d.wg.Go(func() {
 		err := d.receive(ctx, t, at, piece, n, want, prio)
 		cancel()
 		d.post(func() { d.fetched(t, f, n, err) })
 	})
+}
+
+// priority is that of the most urgent reader of a piece, or of the latest
+// request if nobody reads it now.
+func (d *download) priority(piece int) pieces.Priority {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	prio, read := d.r.Priority, false
+	for r := range d.readers {
+		if r.next <= piece && piece < r.end && (!read || r.priority < prio) {
+			prio, read = r.priority, true
+		}
+	}
+	return prio
 }
 
 // receive fetches one piece into the store.

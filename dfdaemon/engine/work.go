@@ -8,6 +8,7 @@ import (
 	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/internal/pieces"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
 	"github.com/damselfly-io/damselfly/internal/wire"
@@ -81,7 +82,7 @@ func (d *download) snapshot(t *piecestore.Task, now time.Time) (scheduler.Downlo
 	}
 	for r := range d.readers {
 		s.Cursors = append(s.Cursors, r.next)
-		if !d.whole {
+		if !r.whole && r.priority == pieces.Demand {
 			s.Urgent = append(s.Urgent, r.next)
 		}
 	}

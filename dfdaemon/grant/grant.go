@@ -9,7 +9,8 @@
 // Grants of anonymous access are kept on disk and survive a restart. Those of
 // other credentials are kept by an opaque key that lives as long as the process:
 // after a restart they still serve the node's own socket, but no client of the
-// mirror. No credential is ever written to disk.
+// mirror. No credential is ever written to disk. What the node itself was given,
+// under NodeKey, serves its own programs only.
 //
 // A grant ends when it was not used for the store's TTL.
 package grant
@@ -69,6 +70,10 @@ type held struct {
 
 // anonymousKey stands for no credential in held.creds.
 const anonymousKey = ""
+
+// NodeKey is the credKey of what the registry gave to the node itself. No client
+// of the mirror has it: such a grant serves the node's own programs only.
+const NodeKey = "node"
 
 // Open reads the grants in dir, which is made. Grants not used for ttl are
 // dropped, unreadable ones too.
@@ -277,13 +282,13 @@ func (s *Store) save(k string, m Manifest) error {
 	return nil
 }
 
-// Manifest returns a granted manifest by tag or digest, for a credential that
-// was let in.
-func (s *Store) Manifest(registry, repo, ref, credKey string) (Manifest, bool) {
+// Manifest returns a granted manifest by tag or digest. With anyCred it is the
+// node itself that asks, otherwise a client with credKey.
+func (s *Store) Manifest(registry, repo, ref, credKey string, anyCred bool) (Manifest, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, h := range s.grants {
-		if h.m.Registry == registry && h.m.Repo == repo && (h.m.Digest == ref || h.m.Tag == ref) && s.liveLocked(h) && h.creds[credKey] {
+		if h.m.Registry == registry && h.m.Repo == repo && (h.m.Digest == ref || h.m.Tag == ref) && s.liveLocked(h) && (anyCred || h.creds[credKey]) {
 			s.usedLocked(k, h)
 			return h.m, true
 		}

@@ -66,7 +66,7 @@ func TestGrantServesOnlyTheCredentialThatWasLetIn(t *testing.T) {
 		{"quay.io", "org/other", "v1", "cred-a", false},
 		{"ghcr.io", "org/app", "v1", "cred-a", false},
 	} {
-		got, ok := s.Manifest(tt.registry, tt.repo, tt.ref, tt.cred)
+		got, ok := s.Manifest(tt.registry, tt.repo, tt.ref, tt.cred, false)
 		if ok != tt.want {
 			t.Errorf("Manifest(%q, %q, %q, %q) = %v, want %v", tt.registry, tt.repo, tt.ref, tt.cred, ok, tt.want)
 		}
@@ -109,13 +109,13 @@ func TestAnonymousGrantsSurviveAReopenAndOthersServeTheNodeOnly(t *testing.T) {
 	add(t, s, private, "cred-a")
 
 	s = open(t, dir, c)
-	if _, ok := s.Manifest("quay.io", "org/app", "public", ""); !ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "public", "", false); !ok {
 		t.Error("the anonymous grant is gone after a reopen")
 	}
-	if _, ok := s.Manifest("quay.io", "org/app", "private", "cred-a"); ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "private", "cred-a", false); ok {
 		t.Error("a grant of a token serves the mirror's clients after a reopen")
 	}
-	if _, ok := s.Manifest("quay.io", "org/app", "private", ""); ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "private", "", false); ok {
 		t.Error("a grant of a token serves anonymous clients after a reopen")
 	}
 	if !s.Covers("quay.io", "org/app", blob(11), "", true) {
@@ -131,11 +131,11 @@ func TestMovedTagLeadsToTheLatestManifestAlsoAfterAReopen(t *testing.T) {
 	add(t, s, latest, "")
 	for range 2 {
 		for range 20 { // maps are walked in random order
-			if m, ok := s.Manifest("quay.io", "org/app", "v1", ""); !ok || m.Digest != latest.Digest {
+			if m, ok := s.Manifest("quay.io", "org/app", "v1", "", false); !ok || m.Digest != latest.Digest {
 				t.Fatalf("tag leads to %q, want %q", m.Digest, latest.Digest)
 			}
 		}
-		if _, ok := s.Manifest("quay.io", "org/app", old.Digest, ""); !ok {
+		if _, ok := s.Manifest("quay.io", "org/app", old.Digest, "", false); !ok {
 			t.Error("the old manifest is gone by digest")
 		}
 		s = open(t, dir, c)
@@ -157,20 +157,20 @@ func TestTagNotedApart(t *testing.T) {
 	leadsTo := func(want grant.Manifest) {
 		t.Helper()
 		for range 2 {
-			if m, ok := s.Manifest("quay.io", "org/app", "v1", ""); !ok || m.Digest != want.Digest {
+			if m, ok := s.Manifest("quay.io", "org/app", "v1", "", false); !ok || m.Digest != want.Digest {
 				t.Errorf("tag leads to %q, want %q", m.Digest, want.Digest)
 			}
 			s = open(t, dir, c)
 		}
 	}
 	note(first)
-	if _, ok := s.Manifest("quay.io", "org/app", "v1", ""); ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "v1", "", false); ok {
 		t.Error("a tag alone grants something")
 	}
 	add(t, s, first, "")
 	leadsTo(first)
 	note(second)
-	if m, ok := s.Manifest("quay.io", "org/app", "v1", ""); ok {
+	if m, ok := s.Manifest("quay.io", "org/app", "v1", "", false); ok {
 		t.Errorf("moved tag leads to %q", m.Digest)
 	}
 	add(t, s, second, "")
@@ -185,14 +185,14 @@ func TestGrantEndsWhenItIsNotUsed(t *testing.T) {
 	add(t, s, manifest(1, "used"), "")
 	add(t, s, manifest(10, "unused"), "")
 	c.now = c.now.Add(ttl * 6 / 10)
-	if _, ok := s.Manifest("quay.io", "org/app", "used", ""); !ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "used", "", false); !ok {
 		t.Fatal("a live grant is not served")
 	}
 	c.now = c.now.Add(ttl * 6 / 10)
-	if _, ok := s.Manifest("quay.io", "org/app", "used", ""); !ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "used", "", false); !ok {
 		t.Error("a grant ended although it was used")
 	}
-	if _, ok := s.Manifest("quay.io", "org/app", "unused", ""); ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "unused", "", false); ok {
 		t.Error("a grant did not end although it was not used")
 	}
 	if s.Covers("quay.io", "org/app", blob(10), "", true) {
@@ -203,7 +203,7 @@ func TestGrantEndsWhenItIsNotUsed(t *testing.T) {
 		t.Errorf("files %v, want that of the ended grant gone", files)
 	}
 	s = open(t, dir, c)
-	if _, ok := s.Manifest("quay.io", "org/app", "used", ""); !ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "used", "", false); !ok {
 		t.Error("the use of a grant was not kept")
 	}
 }
@@ -241,7 +241,7 @@ func TestOpenDropsWhatIsDamagedOrHalfWritten(t *testing.T) {
 	if got := list(t, dir); fmt.Sprint(got) != fmt.Sprint(good) {
 		t.Errorf("files %v, want %v", got, good)
 	}
-	if _, ok := s.Manifest("quay.io", "org/app", "v1", ""); !ok {
+	if _, ok := s.Manifest("quay.io", "org/app", "v1", "", false); !ok {
 		t.Error("the good grant is gone")
 	}
 }
@@ -251,7 +251,7 @@ func TestHugeManifestIsNotGranted(t *testing.T) {
 	body := make([]byte, 5<<20)
 	m := grant.Manifest{Registry: "quay.io", Repo: "org/app", Digest: digest.FromBytes(body).String(), Body: body}
 	add(t, s, m, "")
-	if _, ok := s.Manifest("quay.io", "org/app", m.Digest, ""); ok {
+	if _, ok := s.Manifest("quay.io", "org/app", m.Digest, "", false); ok {
 		t.Error("a manifest of 5 MiB was kept")
 	}
 }
@@ -287,7 +287,7 @@ func FuzzOpen(f *testing.F) {
 			t.Fatal(err)
 		}
 		s := open(t, dir, c)
-		got, ok := s.Manifest("quay.io", "org/app", m.Digest, "")
+		got, ok := s.Manifest("quay.io", "org/app", m.Digest, "", false)
 		if ok && digest.FromBytes(got.Body).String() != m.Digest {
 			t.Errorf("a manifest without its digest is served: %q", got.Body)
 		}

@@ -35,7 +35,9 @@ func (m *Mirror) blob(c *call) {
 		return // answered
 	}
 	defer h.Close()
-	m.stream(c, h)
+	if err := m.stream(c, h); err != nil {
+		m.failed(c, err)
+	}
 }
 
 // open opens a blob once the call's client is known to have the right to it. It
@@ -52,17 +54,21 @@ func (m *Mirror) open(c *call, req engine.Request) (*engine.Handle, error) {
 		if !m.authorize(c, req.ID) {
 			return nil, nil
 		}
-	case isRefusal(err) || !m.o.Grants.Covers(c.registry, c.repo, req.ID, c.credKey(), false):
+	case m.isRefusal(c, err) || !m.o.Grants.Covers(c.registry, c.repo, req.ID, c.credKey(), false):
 		return nil, err
 	}
 	req.Authorized = true
 	return m.o.Engine.Open(c.r.Context(), req)
 }
 
-// isRefusal reports whether err is the registry's no, rather than trouble.
-func isRefusal(err error) bool {
+// isRefusal reports whether err is the registry's no to c, rather than trouble.
+func (m *Mirror) isRefusal(c *call, err error) bool {
 	var f *engine.Failure
-	return errors.As(err, &f) && f.Status >= 400 && f.Status < 500 && f.Status != http.StatusTooManyRequests
+	if !errors.As(err, &f) {
+		return false
+	}
+	m.refused(c, f.Status)
+	return f.Status >= 400 && f.Status < 500 && f.Status != http.StatusTooManyRequests
 }
 
 // authorize asks the registry whether the call's client may read a blob that is
@@ -75,6 +81,7 @@ func (m *Mirror) authorize(c *call, id task.ID) bool {
 		return true
 	case err == nil && a.status < 500 && a.status != http.StatusTooManyRequests:
 		a.body = nil
+		m.refused(c, a.status)
 		if a.status == http.StatusUnauthorized || a.status == http.StatusForbidden {
 			m.o.Log.Info("the registry refused a client", "object", c.object(), "status", a.status)
 		}
@@ -132,8 +139,9 @@ func (m *Mirror) failed(c *call, err error) {
 	refuse(c.w, status, codeOf(status), fmt.Sprintf("%s: %v", c.object(), err))
 }
 
-// stream sends the blob, or the range of it that was asked for.
-func (m *Mirror) stream(c *call, h *engine.Handle) {
+// stream sends the blob, or the range of it that was asked for. It returns an
+// error if nothing was sent, not even a status.
+func (m *Mirror) stream(c *call, h *engine.Handle) error {
 	size := h.Table().Length
 	off, n, partial, err := httprange.Parse(c.r.Header.Get("Range"), size)
 	hd := c.w.Header()
@@ -143,19 +151,16 @@ func (m *Mirror) stream(c *call, h *engine.Handle) {
 	if err != nil {
 		hd.Set("Content-Range", fmt.Sprintf("bytes */%d", size))
 		refuse(c.w, http.StatusRequestedRangeNotSatisfiable, "RANGE_INVALID", fmt.Sprintf("%s: %v", c.object(), err))
-		return
+		return nil
 	}
 	status := http.StatusOK
+	var want []engine.Range // all
 	if partial {
-		status = http.StatusPartialContent
+		status, want = http.StatusPartialContent, []engine.Range{{Offset: off, Length: n}}
 		hd.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", off, off+n-1, size))
-		if err := h.Want([]engine.Range{{Offset: off, Length: n}}); err != nil {
-			m.failed(c, err)
-			return
-		}
-	} else if err := h.Want(nil); err != nil {
-		m.failed(c, err)
-		return
+	}
+	if err := h.Want(want); err != nil {
+		return err
 	}
 	hd.Set("Content-Type", "application/octet-stream")
 	hd.Set("Content-Length", strconv.FormatInt(n, 10))
@@ -168,11 +173,12 @@ func (m *Mirror) stream(c *call, h *engine.Handle) {
 		for _, name := range []string{"Content-Range", "Content-Length", "Etag", "Docker-Content-Digest", "Accept-Ranges"} {
 			hd.Del(name)
 		}
-		m.failed(c, err)
+		return err
 	default:
 		if !errors.Is(err, context.Canceled) {
 			m.o.Log.Warn("a blob was cut off", "object", c.object(), "error", err)
 		}
 		panic(http.ErrAbortHandler) // the client must not take it for the whole
 	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/dfdaemon/authority"
 	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/dfdaemon/grant"
 	"github.com/damselfly-io/damselfly/internal/origin"
@@ -30,8 +31,10 @@ type Options struct {
 	Origin     *origin.Client // for when no supernode is reachable
 	Registries *upstream.List // the allow-list
 	Grants     *grant.Store
-	Log        *slog.Logger
-	Now        func() time.Time
+	// Authority is told what clients were let in with, and serves Node.
+	Authority *authority.Authority
+	Log       *slog.Logger
+	Now       func() time.Time
 	// AuthTTL is how long the registry's yes to a credential counts for a
 	// repository; default 60 s.
 	AuthTTL time.Duration
@@ -69,6 +72,7 @@ type call struct {
 	request
 	base string // the registry's URL
 	cred origin.Credential
+	node bool // asked by the node's own programs
 	w    http.ResponseWriter
 	r    *http.Request
 }
@@ -83,6 +87,11 @@ func (c *call) credKey() string {
 	return c.cred.Key()
 }
 
+// repository is the call's, as package authority has it.
+func (c *call) repository() authority.Repository {
+	return authority.Repository{Registry: c.registry, Name: c.repo, Base: c.base}
+}
+
 // object names the call's object in messages.
 func (c *call) object() string {
 	if c.kind == "" {
@@ -92,7 +101,15 @@ func (c *call) object() string {
 }
 
 // ServeHTTP answers one request of a container runtime.
-func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.serve(w, r, false) }
+
+// Node returns the mirror for the node's own programs: it answers by the
+// authority of the node, whatever credential a request has.
+func (m *Mirror) Node() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(w, r, true) })
+}
+
+func (m *Mirror) serve(w http.ResponseWriter, r *http.Request, node bool) {
 	rec := &recorder{ResponseWriter: w}
 	kind := "other"
 	defer func() { m.o.Served(kind, rec.status) }()
@@ -124,12 +141,20 @@ func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	kind = req.kind
-	c := &call{request: req, base: base, cred: origin.Credential{Authorization: r.Header.Get("Authorization")}, w: rec, r: r}
-	if c.kind == "blobs" && r.Method == http.MethodGet {
-		m.blob(c) //nolint:contextcheck // the context is that of the request in c
-		return
+	c := &call{request: req, base: base, node: node, w: rec, r: r}
+	if !node {
+		c.cred.Authorization = r.Header.Get("Authorization")
 	}
-	m.pass(c) //nolint:contextcheck // the context is that of the request in c
+	switch isBlob := c.kind == "blobs" && r.Method == http.MethodGet; {
+	case isBlob && node:
+		m.nodeBlob(c) //nolint:contextcheck // the context is that of the request in c
+	case isBlob:
+		m.blob(c) //nolint:contextcheck // the context is that of the request in c
+	case node:
+		m.nodePass(c) //nolint:contextcheck // the context is that of the request in c
+	default:
+		m.pass(c) //nolint:contextcheck // the context is that of the request in c
+	}
 }
 
 // recorder notes the status of an answer and keeps the way to sendfile open.
@@ -175,7 +200,11 @@ func (m *Mirror) isAccepted(c *call) bool {
 // maxAccepted bounds the table of accepted credentials.
 const maxAccepted = 10_000
 
+// accept notes that the registry has accepted the call's credential.
 func (m *Mirror) accept(c *call) {
+	if m.o.Authority != nil {
+		m.o.Authority.Accepted(c.repository(), c.cred)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.o.Now()
@@ -187,4 +216,12 @@ func (m *Mirror) accept(c *call) {
 		}
 	}
 	m.accepted[c.base+"\x00"+c.repo+"\x00"+c.credKey()] = now.Add(m.o.AuthTTL)
+}
+
+// refused notes an answer that may say that the call's credential counts no
+// longer.
+func (m *Mirror) refused(c *call, status int) {
+	if m.o.Authority != nil && c.repo != "" && (status == http.StatusUnauthorized || status == http.StatusForbidden) {
+		m.o.Authority.Refused(c.repository(), c.cred)
+	}
 }

@@ -23,6 +23,7 @@ type answer struct {
 	header http.Header
 	body   []byte
 	stream io.ReadCloser
+	cred   string // key of what it was asked with, for grants
 }
 
 // ask asks the registry, through the supernode if there is one.
@@ -76,13 +77,20 @@ func (m *Mirror) pass(c *call) {
 	if a.stream != nil {
 		defer a.stream.Close()
 	}
+	m.refused(c, a.status)
+	if a.status < 300 && (c.kind == "manifests" || c.kind == "blobs") {
+		m.accept(c)
+	}
+	a.cred = c.credKey()
+	m.deliver(c, a)
+}
+
+// deliver checks and remembers a registry's answer, and sends it.
+func (m *Mirror) deliver(c *call, a answer) {
 	if err := verify(c, a); err != nil {
 		m.o.Log.Error("refused the registry's answer", "object", c.object(), "error", err)
 		refuse(c.w, http.StatusBadGateway, "MANIFEST_INVALID", err.Error())
 		return
-	}
-	if a.status < 300 && (c.kind == "manifests" || c.kind == "blobs") {
-		m.accept(c)
 	}
 	if a.status == http.StatusOK && c.kind == "manifests" {
 		m.remember(c, a)
@@ -137,7 +145,7 @@ func (m *Mirror) remember(c *call, a answer) {
 	if isTag {
 		g.Tag = c.ref
 	}
-	if err := m.o.Grants.Add(g, c.credKey()); err != nil {
+	if err := m.o.Grants.Add(g, a.cred); err != nil {
 		m.o.Log.Warn("a manifest will not be served while the registry is down", "object", c.object(), "error", err)
 	}
 }
@@ -179,7 +187,7 @@ func (m *Mirror) withoutRegistry(c *call, a answer, err error) {
 		return
 	}
 	if c.kind == "manifests" {
-		if g, ok := m.o.Grants.Manifest(c.registry, c.repo, c.ref, c.credKey()); ok {
+		if g, ok := m.o.Grants.Manifest(c.registry, c.repo, c.ref, c.credKey(), c.node); ok {
 			m.o.Log.Warn("served a manifest from an earlier grant: the registry cannot be asked", "object", c.object(), "error", err, "status", a.status)
 			m.sendGranted(c, g)
 			return

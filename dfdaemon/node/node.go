@@ -1,6 +1,3 @@
-// Package node is the daemon's face for programs on its own node: the gRPC
-// service Node on a unix socket. Whoever may open the socket may read what the
-// node holds; registries' permission checks apply to what has to be fetched.
 package node
 
 import (
@@ -15,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
+	"github.com/damselfly-io/damselfly/dfdaemon/authority"
 	"github.com/damselfly-io/damselfly/dfdaemon/engine"
 	"github.com/damselfly-io/damselfly/internal/pieces"
 	"github.com/damselfly-io/damselfly/internal/piecestore"
@@ -26,7 +24,14 @@ import (
 type Options struct {
 	Engine *engine.Engine
 	Store  *piecestore.Store
-	Log    *slog.Logger
+	// Authority reads registries for programs without credentials; nil: their
+	// sources are taken like others.
+	Authority *authority.Authority
+	// Swarm is the link to the supernode; nil: there is none.
+	Swarm Swarm
+	// Info is what the service tells of the daemon, besides what Swarm knows.
+	Info *apiv1.InfoResponse
+	Log  *slog.Logger
 }
 
 // Service implements apiv1.NodeServer.
@@ -43,52 +48,16 @@ func New(o Options) *Service {
 	return &Service{o: o}
 }
 
-// open opens what a message names. A task without a URL must be in the store.
-func (s *Service) open(ctx context.Context, id string, src *apiv1.Source, priority apiv1.Priority, whole bool) (*engine.Handle, error) {
-	r := engine.Request{Priority: pieces.Priority(priority), Whole: whole}
-	if src != nil {
-		source, err := wire.Request(src)
-		if err != nil {
-			return nil, status.Error(codes.InvalidArgument, err.Error())
-		}
-		r.Source = source
-	}
-	if id != "" {
-		parsed, err := task.ParseID(id)
-		if err != nil {
-			return nil, status.Error(codes.InvalidArgument, err.Error())
-		}
-		r.ID = parsed
-	}
-	if r.URL == "" {
-		t, ok := s.o.Store.Get(r.ID)
-		if !ok {
-			return nil, status.Errorf(codes.NotFound, "%s is not on this node, and no URL says where it is", r.ID)
-		}
-		complete := t.Complete()
-		r.URL = t.Source()
-		t.Release()
-		if !complete && r.URL == "" {
-			return nil, status.Errorf(codes.NotFound, "%s is not complete on this node, and no URL says where the rest is", r.ID)
-		}
-		r.Authorized = complete
-	}
-	h, err := s.o.Engine.Open(ctx, r)
-	if errors.Is(err, engine.ErrUnsettled) {
-		r.Authorized = true // the socket's users may read what the node holds
-		h, err = s.o.Engine.Open(ctx, r)
-	}
-	if err != nil {
-		return nil, toStatus(err)
-	}
-	return h, nil
-}
-
 // toStatus gives an error the code that says what the caller can do about it.
 func toStatus(err error) error {
 	var f *engine.Failure
+	if _, ok := status.FromError(err); ok {
+		return err // it has a code
+	}
 	code := codes.Unavailable
 	switch {
+	case errors.Is(err, authority.ErrNotAllowed):
+		code = codes.PermissionDenied
 	case errors.Is(err, context.Canceled):
 		code = codes.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
@@ -109,12 +78,16 @@ func toStatus(err error) error {
 
 // Open makes a task available.
 func (s *Service) Open(ctx context.Context, r *apiv1.OpenRequest) (*apiv1.TaskStatus, error) {
-	h, err := s.open(ctx, "", r.Source, r.Priority, r.Whole)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	return statusOf(h), nil
+	return s.status(ctx, "", r.Source, engine.Request{Priority: pieces.Priority(r.Priority), Whole: r.Whole})
+}
+
+// status opens what a message names, and describes it.
+func (s *Service) status(ctx context.Context, id string, src *apiv1.Source, req engine.Request) (st *apiv1.TaskStatus, err error) {
+	err = s.use(ctx, id, src, req, func(h *engine.Handle) error {
+		st = statusOf(h)
+		return nil
+	})
+	return st, err
 }
 
 // statusOf describes a task that is open.
@@ -157,45 +130,38 @@ func (s sink) Write(b []byte) (int, error) {
 // Read streams a verified range.
 func (s *Service) Read(r *apiv1.ReadRequest, stream grpc.ServerStreamingServer[apiv1.ReadChunk]) error {
 	whole := r.Offset == 0 && r.Length <= 0
-	h, err := s.open(stream.Context(), r.TaskId, r.Source, r.Priority, whole)
-	if err != nil {
-		return err
+	req := engine.Request{Priority: pieces.Priority(r.Priority), Whole: whole}
+	if r.Offset >= 0 && r.Length > 0 {
+		req.Ranges = []engine.Range{{Offset: r.Offset, Length: r.Length}}
 	}
-	defer h.Close()
-	size := h.Table().Length
-	if r.Offset < 0 || r.Offset > size {
-		return status.Errorf(codes.OutOfRange, "offset %d of %s: it has %d bytes", r.Offset, h.ID(), size)
-	}
-	n := size - r.Offset
-	if r.Length > 0 {
-		n = min(n, r.Length)
-	}
-	if !whole {
-		if err := h.Want([]engine.Range{{Offset: r.Offset, Length: n}}); err != nil {
-			return toStatus(err)
+	var sent int64
+	return s.use(stream.Context(), r.TaskId, r.Source, req, func(h *engine.Handle) error {
+		size := h.Table().Length
+		if r.Offset < 0 || r.Offset > size {
+			return status.Errorf(codes.OutOfRange, "offset %d of %s: it has %d bytes", r.Offset, h.ID(), size)
 		}
-	}
-	if _, err := h.Copy(stream.Context(), sink{stream}, r.Offset, n); err != nil {
-		return toStatus(err)
-	}
-	return nil
+		off, n := r.Offset+sent, size-r.Offset-sent
+		if r.Length > 0 {
+			n = min(n, r.Length-sent)
+		}
+		if !whole && len(req.Ranges) == 0 {
+			if err := h.Want([]engine.Range{{Offset: off, Length: n}}); err != nil {
+				return err
+			}
+		}
+		m, err := h.Copy(stream.Context(), sink{stream}, off, n)
+		sent += m
+		return err
+	})
 }
 
 // Prefetch asks for ranges without waiting for them.
 func (s *Service) Prefetch(ctx context.Context, r *apiv1.PrefetchRequest) (*apiv1.TaskStatus, error) {
-	h, err := s.open(ctx, r.TaskId, r.Source, r.Priority, len(r.Ranges) == 0)
-	if err != nil {
-		return nil, err
-	}
-	defer h.Close()
-	var ranges []engine.Range
+	req := engine.Request{Priority: pieces.Priority(r.Priority), Whole: len(r.Ranges) == 0}
 	for _, x := range r.Ranges {
-		ranges = append(ranges, engine.Range{Offset: x.Offset, Length: x.Length})
+		req.Ranges = append(req.Ranges, engine.Range{Offset: x.Offset, Length: x.Length})
 	}
-	if err := h.Want(ranges); err != nil {
-		return nil, toStatus(err)
-	}
-	return statusOf(h), nil
+	return s.status(ctx, r.TaskId, r.Source, req)
 }
 
 // watchEvery is the least time between two messages of Watch.
@@ -203,11 +169,11 @@ const watchEvery = 100 * time.Millisecond
 
 // Watch sends the task's status as it changes.
 func (s *Service) Watch(r *apiv1.WatchRequest, stream grpc.ServerStreamingServer[apiv1.TaskStatus]) error {
-	h, err := s.open(stream.Context(), r.TaskId, nil, apiv1.Priority_PRIORITY_PREFETCH, false)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
+	req := engine.Request{Priority: pieces.Prefetch}
+	return s.use(stream.Context(), r.TaskId, nil, req, func(h *engine.Handle) error { return watch(h, stream) })
+}
+
+func watch(h *engine.Handle, stream grpc.ServerStreamingServer[apiv1.TaskStatus]) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {

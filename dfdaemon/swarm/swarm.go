@@ -66,6 +66,7 @@ type Client struct {
 	conn    *grpc.ClientConn // nil while disconnected
 	name    string           // the supernode connected to
 	key     ticket.Key
+	trust   [][]byte  // PEM public keys of the last supernode
 	since   time.Time // of the last change of conn
 	tried   chan struct{}
 	queue   []*apiv1.PeerMessage
@@ -150,11 +151,11 @@ func (c *Client) session(ctx context.Context, addr string, h Handler, tried func
 		return false, err
 	}
 	defer conn.Close() //nolint:errcheck // nothing is left to save
-	stream, key, err := c.open(ctx, conn)
+	stream, welcome, err := c.open(ctx, conn)
 	if err != nil {
 		return false, err
 	}
-	c.attach(conn, addr, key)
+	c.attach(conn, addr, welcome)
 	h.Connected()
 	tried()
 	c.o.Log.Info("connected to the supernode", "address", addr)
@@ -179,7 +180,7 @@ func (c *Client) session(ctx context.Context, addr string, h Handler, tried func
 }
 
 // open connects, says Hello and waits for Welcome.
-func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (apiv1.Swarm_ConnectClient, ticket.Key, error) {
+func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (apiv1.Swarm_ConnectClient, *apiv1.Welcome, error) {
 	timeout := time.AfterFunc(c.o.ConnectTimeout, func() { _ = conn.Close() })
 	defer timeout.Stop()
 	conn.Connect()
@@ -200,13 +201,14 @@ func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (apiv1.Swarm_C
 	if w == nil || len(w.ServingKey) == 0 {
 		return nil, nil, errors.New("the supernode did not send Welcome")
 	}
-	return stream, w.ServingKey, nil
+	return stream, w, nil
 }
 
-func (c *Client) attach(conn *grpc.ClientConn, name string, key ticket.Key) {
+func (c *Client) attach(conn *grpc.ClientConn, name string, w *apiv1.Welcome) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conn, c.name, c.key, c.since, c.queue, c.lastErr = conn, name, key, time.Now(), nil, nil
+	c.conn, c.name, c.since, c.queue, c.lastErr = conn, name, time.Now(), nil, nil
+	c.key, c.trust = w.ServingKey, w.TrustKeys
 }
 
 func (c *Client) detach() {
@@ -282,23 +284,48 @@ func (c *Client) ServingKey() ticket.Key {
 	return c.key
 }
 
+// TrustKeys returns the PEM public keys that the supernode vouches for images
+// with. They outlast the connection.
+func (c *Client) TrustKeys() [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.trust
+}
+
 // Exchange lets the supernode perform a small registry request. ErrUnreachable
 // when there is none to ask.
 func (c *Client) Exchange(ctx context.Context, r *apiv1.ExchangeRequest) (*apiv1.ExchangeResponse, error) {
+	return ask(ctx, c, r, apiv1.SwarmClient.Exchange)
+}
+
+// ReportAccess tells the supernode what a mount has read. ErrUnreachable when
+// there is none to tell.
+func (c *Client) ReportAccess(ctx context.Context, r *apiv1.ReportAccessRequest) (*apiv1.ReportAccessResponse, error) {
+	return ask(ctx, c, r, apiv1.SwarmClient.ReportAccess)
+}
+
+// Profile asks the supernode what mounts of an image read. ErrUnreachable when
+// there is none to ask.
+func (c *Client) Profile(ctx context.Context, r *apiv1.ProfileRequest) (*apiv1.ProfileResponse, error) {
+	return ask(ctx, c, r, apiv1.SwarmClient.Profile)
+}
+
+// ask makes a call to the supernode that is connected.
+func ask[Q, A any](ctx context.Context, c *Client, r Q, call func(apiv1.SwarmClient, context.Context, Q, ...grpc.CallOption) (A, error)) (none A, err error) {
 	c.mu.Lock()
 	conn, name := c.conn, c.name
 	c.mu.Unlock()
 	if conn == nil {
-		return nil, ErrUnreachable
+		return none, ErrUnreachable
 	}
-	resp, err := apiv1.NewSwarmClient(conn).Exchange(ctx, r)
+	resp, err := call(apiv1.NewSwarmClient(conn), ctx, r)
 	// The service answers with neither of these by itself: the connection has
 	// broken, or this end has closed it because the stream had.
 	if code := status.Code(err); code == codes.Unavailable || code == codes.Canceled && ctx.Err() == nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+		return none, fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking the supernode %s: %w", name, err)
+		return none, fmt.Errorf("asking the supernode %s: %w", name, err)
 	}
 	return resp, nil
 }

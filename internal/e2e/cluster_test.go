@@ -29,7 +29,7 @@ import (
 
 // process is a daemon that runs in the test's process.
 type process struct {
-	t      *testing.T
+	t      testing.TB
 	name   string
 	start  func(context.Context) error
 	cancel context.CancelFunc
@@ -77,7 +77,7 @@ func (p *process) down() {
 
 // cluster is a supernode and daemons before a registry.
 type cluster struct {
-	t     *testing.T
+	t     testing.TB
 	reg   *registrytest.Registry
 	super *process
 	sc    supernode.Config
@@ -120,7 +120,7 @@ type options struct {
 }
 
 // newCluster starts a cluster, which ends with the test.
-func newCluster(t *testing.T, o options) *cluster {
+func newCluster(t testing.TB, o options) *cluster {
 	t.Helper()
 	c := &cluster{t: t, reg: registrytest.New(t), log: &journal{}}
 	// Names of sockets are limited to some 100 bytes.
@@ -174,7 +174,7 @@ func newCluster(t *testing.T, o options) *cluster {
 }
 
 // load fills in the defaults of a configuration.
-func load(t *testing.T, c any) {
+func load(t testing.TB, c any) {
 	t.Helper()
 	b, err := config.Bind(pflag.NewFlagSet("test", pflag.ContinueOnError), c)
 	if err == nil {
@@ -186,7 +186,7 @@ func load(t *testing.T, c any) {
 }
 
 // addresses picks n free addresses on loopback.
-func addresses(t *testing.T, n int) []string {
+func addresses(t testing.TB, n int) []string {
 	t.Helper()
 	var out []string
 	for range n {
@@ -288,7 +288,7 @@ func mustBe(t *testing.T, who string, a answer, data []byte) {
 }
 
 // metric reads a metric of a daemon; labels are as they are printed.
-func metric(t *testing.T, http, name string) float64 {
+func metric(t testing.TB, http, name string) float64 {
 	t.Helper()
 	a := fetch(client, "http://"+http+"/metrics")
 	for line := range strings.Lines(string(a.body)) {

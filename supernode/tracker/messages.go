@@ -145,11 +145,11 @@ func failure(request uint64, id string, err error) *apiv1.SupernodeMessage {
 // admit enters p into the swarm of obj, whose reference it takes over, and
 // answers the request.
 func (t *Tracker) admit(p *peer, m *apiv1.Interest, r cdn.Request, obj *cdn.Object) {
-	meta := obj.Meta()
-	p.out.send(&apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_TaskInfo{TaskInfo: &apiv1.TaskInfo{
-		Request: m.Request, TaskId: string(obj.ID()), Table: wire.FromTable(obj.Table()),
-		ContentType: meta.ContentType, Etag: meta.ETag, LastModified: meta.LastModified,
-	}}})
+	info := describe(m.Request, obj)
+	if r.ID != "" && t.takesPart(p, obj) {
+		info.Table = nil
+	}
+	p.out.send(&apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_TaskInfo{TaskInfo: info}})
 	t.mu.Lock()
 	if t.peers[p.name] != p {
 		t.mu.Unlock()
@@ -182,6 +182,28 @@ func (t *Tracker) admit(p *peer, m *apiv1.Interest, r cdn.Request, obj *cdn.Obje
 	p.out.mark(s.id, newParents|newDigests)
 	s.refresh()
 	s.offer()
+}
+
+// describe answers a request for obj.
+func describe(request uint64, obj *cdn.Object) *apiv1.TaskInfo {
+	meta := obj.Meta()
+	return &apiv1.TaskInfo{
+		Request: request, TaskId: string(obj.ID()), Table: wire.FromTable(obj.Table()),
+		ContentType: meta.ContentType, Etag: meta.ETag, LastModified: meta.LastModified,
+	}
+}
+
+// takesPart reports whether p is interested in obj, and so was told its table: a
+// variable one may have a million ends, and readers of ranges ask often.
+func (t *Tracker) takesPart(p *peer, obj *cdn.Object) bool {
+	s := t.find(obj.ID())
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m, ok := s.members[p.name]
+	return ok && m.p == p && m.interested && s.table.Ends != nil && s.table.Equal(obj.Table())
 }
 
 // held takes over what p announces of one task.
@@ -232,6 +254,7 @@ func (s *swarm) leave(p *peer) {
 	m.interested, m.whole, m.wanted = false, false, nil
 	// If p comes back, it knows nothing of what it was told.
 	m.toldWhole = false
+	m.listed = time.Time{}
 	for _, set := range []task.Set{m.pending, m.offered, m.told} {
 		clear(set)
 	}

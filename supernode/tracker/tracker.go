@@ -52,6 +52,8 @@ type Options struct {
 	// OfferStall is how long a peer may make no progress on what it was
 	// offered before others are offered the same; default 2 s.
 	OfferStall time.Duration
+	// TrustKeys are PEM public keys that daemons are told to trust for images.
+	TrustKeys [][]byte
 	// OnQuarantine is told of every peer that is quarantined.
 	OnQuarantine func(name string)
 }
@@ -181,7 +183,7 @@ func (t *Tracker) Connect(stream apiv1.Swarm_ConnectServer) error {
 	}
 	defer t.leave(p)
 	p.out.send(&apiv1.SupernodeMessage{Kind: &apiv1.SupernodeMessage_Welcome{Welcome: &apiv1.Welcome{
-		ServingKey: p.key,
+		ServingKey: p.key, TrustKeys: t.o.TrustKeys,
 	}}})
 
 	var receiving sync.WaitGroup
