@@ -104,12 +104,11 @@ func overwrite(t *testing.T, path string, p []byte) {
 // Whatever is done, and whenever the power is cut: what is present afterwards is
 // right, and what was synced and not taken away is present.
 func TestPowerCuts(t *testing.T) {
-	for seed := range int64(60) {
+	for seed := range int64(16) {
 		r := rand.New(rand.NewSource(seed)) // #nosec G404 -- test data
 		x, dir := some(t, seed%5, seed%2 == 1), t.TempDir()
 		c := &powerCut{t: t, r: r, synced: map[string][]byte{}}
 		sure := map[int]bool{}
-		survived := 0
 		for range 12 {
 			c.steps = 1 + r.Intn(60)
 			s, err := Open(Options{Dir: dir, After: still, step: c.step})
@@ -117,16 +116,12 @@ func TestPowerCuts(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.Recovered()
-			survived += len(sure)
 			err = useUntilCut(t, s, x, r, sure)
 			if !errors.Is(err, errCrash) {
 				t.Fatalf("seed %d: %v", seed, err)
 			}
 			_ = s.Close() // it cannot sync
 			c.cut(s.dir(x.table.Key))
-		}
-		if survived == 0 {
-			t.Logf("seed %d: nothing was ever certain", seed)
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/damselfly-io/damselfly/chunkfmt"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,11 +150,7 @@ func (d *Device) Write(group int, plain []byte) error {
 	}
 	for {
 		before := d.syncFailures()
-		err := d.put(parts, plain)
-		if isFull(err) {
-			err = d.putAgain(parts, plain, err)
-		}
-		if err != nil {
+		if err := d.putWithRoom(parts, plain); err != nil {
 			return fmt.Errorf("device %s: write group %d: %w", d.e.key, group, err)
 		}
 		if d.add(w, before) {
@@ -168,18 +163,6 @@ func (d *Device) syncFailures() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.failures
-}
-
-// putAgain makes room for a group that found none.
-func (d *Device) putAgain(parts []chunkfmt.Segment, plain []byte, full error) error {
-	if freed, err := d.s.makeRoom(); err != nil || freed == 0 {
-		return fmt.Errorf("%w: %w", ErrFull, errors.Join(full, err))
-	}
-	err := d.put(parts, plain)
-	if isFull(err) {
-		return fmt.Errorf("%w: %w", ErrFull, err)
-	}
-	return err
 }
 
 // add makes a group present whose bytes are written, unless they may have been

@@ -47,7 +47,9 @@
 // that are written in turn, after a sync of the data, and a SHA-256 for each
 // group of the bytes that were written, which Verify compares. Groups are taken
 // out of both slots, and those are synced, before their bytes are; so whatever
-// slot is found later may be believed.
+// slot is found later may be believed. Eviction removes the file, durably, before
+// the bytes. A file that is absent, damaged or of another data file says that
+// nothing is present.
 //
 // # Eviction
 //

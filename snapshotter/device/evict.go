@@ -153,18 +153,29 @@ func (s *Store) Prune(target int64) (freed int64, err error) {
 	return s.evict(u.Bytes - target)
 }
 
-// makeRoom evicts something for a write that found no space.
-func (s *Store) makeRoom() (int64, error) {
+// makeRoom evicts something for one who found no space when evictions was as
+// given, and reports whether there may be space now.
+func (s *Store) makeRoom(evictions int64) (bool, error) {
 	if !s.recovered.Load() {
-		return 0, ErrNotRecovered
+		return false, ErrNotRecovered
 	}
-	return s.evict(roomAtOnce)
+	s.evictMu.Lock()
+	defer s.evictMu.Unlock()
+	if s.evictions.Load() != evictions {
+		return true, nil // somebody else made some
+	}
+	freed, err := s.evictLocked(roomAtOnce)
+	return freed > 0, err
 }
 
 // evict frees at least so many bytes, if there are that many to free.
 func (s *Store) evict(want int64) (freed int64, err error) {
 	s.evictMu.Lock()
 	defer s.evictMu.Unlock()
+	return s.evictLocked(want)
+}
+
+func (s *Store) evictLocked(want int64) (freed int64, err error) {
 	type idle struct {
 		e    *entry
 		used int64
@@ -182,7 +193,9 @@ func (s *Store) evict(want int64) (freed int64, err error) {
 			break
 		}
 		n, err := s.evictOne(c.e)
-		freed += n
+		if freed += n; n > 0 {
+			s.evictions.Add(1)
+		}
 		errs = append(errs, err)
 	}
 	return freed, errors.Join(errs...)

@@ -74,11 +74,8 @@ func (o *origins) add(origin string) (bool, error) {
 
 func (o *origins) write(origin string) error {
 	line := origin + "\n"
-	if o.bytes+len(line) > maxOriginsFile {
+	if !o.whole || o.bytes+len(line) > maxOriginsFile {
 		return o.rewrite()
-	}
-	if !o.whole {
-		line = "\n" + line
 	}
 	f, err := os.OpenFile(o.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {

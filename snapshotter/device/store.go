@@ -100,6 +100,7 @@ type Store struct {
 
 	recovered atomic.Bool
 	unsynced  atomic.Int64 // bytes
+	evictions atomic.Int64 // devices that were evicted
 	evictMu   sync.Mutex   // one eviction at a time; taken before any other lock
 
 	mu      sync.Mutex // taken last
@@ -253,7 +254,8 @@ func (s *Store) forget(e *entry) {
 }
 
 // Get returns the device of a table and makes it if there is none. It belongs to
-// the caller until its Release.
+// the caller until its Release. The error wraps ErrFull if there is no space and
+// none can be made.
 func (s *Store) Get(table *Table) (*Device, error) {
 	return s.acquire(table.Key, table)
 }
@@ -266,6 +268,21 @@ func (s *Store) Load(key Key) (*Device, error) {
 }
 
 func (s *Store) acquire(key Key, table *Table) (*Device, error) {
+	evictions := s.evictions.Load()
+	d, err := s.tryAcquire(key, table)
+	if !isFull(err) {
+		return d, err
+	}
+	if room, more := s.makeRoom(evictions); !room {
+		return nil, fmt.Errorf("%w: %w", ErrFull, errors.Join(err, more))
+	}
+	if d, err = s.tryAcquire(key, table); isFull(err) {
+		return nil, fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return d, err
+}
+
+func (s *Store) tryAcquire(key Key, table *Table) (*Device, error) {
 	for {
 		e, err := s.lookup(key, table != nil)
 		if err != nil {

@@ -2,6 +2,7 @@ package device
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -24,6 +25,23 @@ const maxGather = 1 << 20
 
 // gathered are buffers of maxGather bytes.
 var gathered = sync.Pool{New: func() any { return new([maxGather]byte) }}
+
+// putWithRoom is put that evicts other devices if there is no space.
+func (d *Device) putWithRoom(parts []chunkfmt.Segment, plain []byte) error {
+	evictions := d.s.evictions.Load()
+	full := d.put(parts, plain)
+	if !isFull(full) {
+		return full
+	}
+	if room, err := d.s.makeRoom(evictions); !room {
+		return fmt.Errorf("%w: %w", ErrFull, errors.Join(full, err))
+	}
+	err := d.put(parts, plain)
+	if isFull(err) {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return err
+}
 
 // put writes the parts of a group. Parts with less than a block between them, as
 // small files have, are written as one: what lies between is nobody's, and zero.
