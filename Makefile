@@ -6,7 +6,7 @@ GO    ?= go
 TOOL   = $(GO) tool -modfile=tools/go.mod
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/supernode, bin/dfdaemon and bin/dfctl
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/supernode ./cmd/dfdaemon ./cmd/dfctl
