@@ -95,27 +95,33 @@ func (s *Snapshotter) mounted(ctx context.Context, key string, layers []Layer) (
 		return "", err
 	}
 	defer unlock()
+	added := s.chains.use(id, key)
 	dir, err := s.images.Mounted(ctx, layers)
-	switch {
-	case err == nil:
-		s.chains.use(id, key)
+	if err == nil {
 		return dir, nil
-	case ctx.Err() != nil:
-		return "", ctx.Err()
-	default:
-		// First of all unavailable, whatever the cause would be to containerd.
-		return "", fmt.Errorf("%w: mount the lazy layers of snapshot %q up to %s: %w", errdefs.ErrUnavailable, key, id, err)
 	}
+	if added && s.chains.unuse(id, key) {
+		s.images.Idle(context.WithoutCancel(ctx), id)
+	}
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	//nolint:errorlint // the cause must not be one of errdefs' errors to containerd
+	return "", fmt.Errorf("mount the lazy layers of snapshot %q up to %s: %v: %w", key, id, err, errdefs.ErrUnavailable)
 }
 
-// unuse takes note that key does not use the mount of a chain any more.
+// unuse takes note that key does not use the mount of a chain any more. It does
+// not wait for a mount that is being made: that one has a user.
 func (s *Snapshotter) unuse(ctx context.Context, id, key string) {
+	if !s.chains.unuse(id, key) || s.images == nil {
+		return
+	}
 	unlock, err := s.chainLocks.lock(ctx, id)
 	if err != nil {
 		return
 	}
 	defer unlock()
-	if s.chains.unuse(id, key) && s.images != nil {
+	if s.chains.has(id) && !s.chains.used(id) {
 		s.images.Idle(ctx, id)
 	}
 }

@@ -55,11 +55,15 @@ func (c *chains) has(id string) bool {
 	return e != nil && len(e.snapshots) > 0
 }
 
-// use takes note of a snapshot that uses the chain's mount.
-func (c *chains) use(id, key string) {
+// use takes note of a snapshot that uses the chain's mount, or is about to, and
+// reports whether that is new.
+func (c *chains) use(id, key string) (added bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.get(id).users[key] = true
+	e := c.get(id)
+	added = !e.users[key]
+	e.users[key] = true
+	return added
 }
 
 // unuse forgets it, and reports whether the mount of a chain that is still there

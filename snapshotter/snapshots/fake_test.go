@@ -16,7 +16,6 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	cdsnapshots "github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/damselfly-io/damselfly/snapshotter/snapshots"
 )
@@ -36,6 +35,8 @@ type images struct {
 	busy    map[string]bool
 	overlap bool // calls for one chain ID ran at the same time
 	fail    error
+	// onMounted is called in Mounted.
+	onMounted func()
 	// restored are the topmost chain IDs of Restore, with Used.
 	restored map[string]bool
 }
@@ -91,9 +92,12 @@ func (im *images) Mounted(_ context.Context, chain []snapshots.Layer) (string, e
 	id := chain[len(chain)-1].ChainID
 	defer im.enter(id)()
 	im.mu.Lock()
-	fail := im.fail
+	fail, hook := im.fail, im.onMounted
 	im.mounts[id]++
 	im.mu.Unlock()
+	if hook != nil {
+		hook()
+	}
 	if fail != nil {
 		return "", fail
 	}
@@ -239,61 +243,4 @@ func (e *env) last(id string) (snapshots.Decided, error) {
 		}
 	}
 	return snapshots.Decided{}, errors.New("no decision about " + id)
-}
-
-// layer is a layer of an image as containerd's unpacker sees it.
-type layer struct {
-	diff, chain, parent digest.Digest // parent is the chain ID below, or ""
-	files               map[string]string
-}
-
-// newImage makes layers with one file each, and the content of those below n as
-// lazy ones.
-func newImage(t testing.TB, im *images, name string, layers, lazy int) []layer {
-	t.Helper()
-	out := make([]layer, layers)
-	var parent digest.Digest
-	for i := range out {
-		content := fmt.Sprintf("%s layer %d", name, i)
-		l := layer{diff: digest.FromString(content), parent: parent, files: map[string]string{
-			fmt.Sprintf("file-%d", i): content, "top": content,
-		}}
-		l.chain = l.diff
-		if parent != "" {
-			l.chain = identity.ChainID([]digest.Digest{parent, l.diff})
-		}
-		parent = l.chain
-		if i < lazy {
-			im.lazy[l.chain.String()] = true
-			l.write(t, im.layerDir(l.chain.String()))
-		}
-		out[i] = l
-	}
-	return out
-}
-
-func (l layer) write(t testing.TB, dir string) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range l.files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// labels are what containerd's unpacker says of the layer.
-func (l layer) labels() map[string]string {
-	out := map[string]string{
-		"containerd.io/snapshot.ref":             l.chain.String(),
-		"containerd.io/snapshot/diff-id":         l.diff.String(),
-		"containerd.io/snapshot/cri.image-ref":   "registry.example/app:1",
-		"containerd.io/snapshot/some.annotation": "x",
-	}
-	if l.parent != "" {
-		out["containerd.io/snapshot/parent-chain-id"] = l.parent.String()
-	}
-	return out
 }

@@ -36,8 +36,9 @@ type Images interface {
 	// directory that is common to all, or the parent of the only one.
 	Mounted(ctx context.Context, chain []Layer) (dir string, err error)
 
-	// Idle says that no active snapshot or view uses the mount of a chain ID now.
-	// It may be taken away at leisure; Mounted may ask for it again at once.
+	// Idle says that no active snapshot or view uses the mount of a chain ID now,
+	// also after Mounted has failed. It may be taken away at leisure; Mounted may ask
+	// for it again at once.
 	Idle(ctx context.Context, chainID string)
 
 	// Removed says that no lazy snapshot with the chain ID is left.

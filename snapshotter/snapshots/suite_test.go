@@ -17,31 +17,24 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 
-	"github.com/damselfly-io/damselfly/internal/testenv"
 	"github.com/damselfly-io/damselfly/snapshotter/snapshots"
 )
 
 func TestSuiteWithOrdinaryLayers(t *testing.T) {
-	testenv.Integration(t)
-	testenv.Root(t)
-	for _, async := range []bool{false, true} {
-		t.Run(fmt.Sprintf("async=%v", async), func(t *testing.T) {
-			testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (cdsnapshots.Snapshotter, func() error, error) {
-				sn, err := snapshots.New(ctx, snapshots.Options{Root: root, AsyncRemove: async})
-				if err != nil {
-					return nil, nil, err
-				}
-				return sn, sn.Close, nil
-			})
-		})
-	}
+	needMounts(t)
+	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (cdsnapshots.Snapshotter, func() error, error) {
+		sn, err := snapshots.New(ctx, snapshots.Options{Root: root, AsyncRemove: true})
+		if err != nil {
+			return nil, nil, err
+		}
+		return sn, sn.Close, nil
+	})
 }
 
 // TestSuiteWithLazyLayers runs the suite with a snapshotter all of whose committed
 // snapshots are lazy.
 func TestSuiteWithLazyLayers(t *testing.T) {
-	testenv.Integration(t)
-	testenv.Root(t)
+	needMounts(t)
 	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (cdsnapshots.Snapshotter, func() error, error) {
 		im := newImages(root)
 		im.all = true
