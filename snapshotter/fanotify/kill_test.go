@@ -65,8 +65,8 @@ func stepwise(w *Watch, role string, writer *os.File) error {
 		return err
 	}
 	s := &session{group: w.group, conn: conn, ring: w.ring}
-	if err := s.readInto(w.ring.slot(1)); err != nil {
-		return err
+	if refused, err := s.readInto(w.ring.slot(1)); refused != nil || err != nil {
+		return errors.Join(refused, err)
 	}
 	if role == "read" {
 		return syscall.Kill(os.Getpid(), syscall.SIGKILL)
@@ -86,8 +86,8 @@ func stepwise(w *Watch, role string, writer *os.File) error {
 		return err
 	}
 	// The descriptor is still open: the next event has another number.
-	if err := s.readInto(w.ring.slot(2)); err != nil {
-		return err
+	if refused, err := s.readInto(w.ring.slot(2)); refused != nil || err != nil {
+		return errors.Join(refused, err)
 	}
 	if role == "answered" {
 		return syscall.Kill(os.Getpid(), syscall.SIGKILL)

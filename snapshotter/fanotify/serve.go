@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"sync"
@@ -150,11 +151,18 @@ func (s *session) read(ctx context.Context) error {
 // readOne reads one event into slot i and starts its handler.
 func (s *session) readOne(ctx context.Context, i int) error {
 	s.ring.clear(i) // also makes sure that the kernel finds the page mapped
-	err := s.readInto(s.ring.slot(i))
+	refused, err := s.readInto(s.ring.slot(i))
+	if ctx.Err() != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
 	if err != nil {
+		return fmt.Errorf("read fanotify event: %w", err)
+	}
+	if refused != nil {
 		s.ring.clear(i)
 		s.release(i)
-		return s.readFailed(ctx, err)
+		s.pause(ctx, refused)
+		return nil
 	}
 	events, err := parse(s.ring.slot(i))
 	if err != nil {
@@ -165,38 +173,37 @@ func (s *session) readOne(ctx context.Context, i int) error {
 }
 
 // readInto has the kernel write an event to slot, without a copy in between.
-func (s *session) readInto(slot []byte) error {
-	var err error
+// refused is why the kernel could not report an event, and has refused it.
+func (s *session) readInto(slot []byte) (refused, err error) {
+	var n int
 	waited := s.conn.Read(func(fd uintptr) bool {
 		for {
-			_, err = unix.Read(int(fd), slot) //nolint:gosec // descriptors are small
+			n, err = unix.Read(int(fd), slot) //nolint:gosec // descriptors are small
 			if !errors.Is(err, unix.EINTR) {
 				return !errors.Is(err, unix.EAGAIN)
 			}
 		}
 	})
-	if waited != nil {
-		return waited
+	switch {
+	case waited != nil:
+		return nil, waited
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADF):
+		return nil, err // not about one event
+	case err == nil && n == 0:
+		return nil, io.ErrUnexpectedEOF
 	}
-	return err
+	return err, nil
 }
 
-// readFailed returns nil if reading should go on.
-func (s *session) readFailed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBADF) || errors.Is(err, os.ErrClosed) {
-		return fmt.Errorf("read fanotify event: %w", err)
-	}
-	s.log.Error("The kernel could not report an access to a lazily loaded file and refused it.", "error", err)
+// pause returns when reading should go on.
+func (s *session) pause(ctx context.Context, refused error) {
+	s.log.Error("The kernel could not report an access to a lazily loaded file and refused it.", "error", refused)
 	timer := time.NewTimer(readPause)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
 	}
-	return nil
 }
 
 // serveSlot answers what this process has read into slot i. The order of the
