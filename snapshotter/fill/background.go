@@ -159,7 +159,10 @@ func (s *state) known(groups []int) []int {
 // present or cannot be had. It returns how many stored bytes it has asked for.
 func (s *state) bring(ctx context.Context, groups []int, c class) (stored int64, err error) {
 	for len(groups) > 0 {
-		own, others, runs := s.send(groups, c) //nolint:contextcheck // readers may come to depend on the fetch
+		own, others, runs, ok := s.send(groups, c) //nolint:contextcheck // readers may come to depend on the fetch
+		if !ok {
+			return stored, errForgotten
+		}
 		for _, fl := range own {
 			stored += int64(s.group(fl.group).Stored)
 			select {
@@ -184,10 +187,13 @@ func (s *state) bring(ctx context.Context, groups []int, c class) (stored int64,
 }
 
 // send starts fetching those of the groups that are missing, and returns their
-// flights, and those that others have started.
-func (s *state) send(groups []int, c class) (own, others []*flight, runs []*run) {
+// flights, and those that others have started; false if the state is forgotten.
+func (s *state) send(groups []int, c class) (own, others []*flight, runs []*run, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.forgotten {
+		return nil, nil, nil, false
+	}
 	var fetch []int
 	for _, g := range groups {
 		switch fl := s.flights[g]; {
@@ -199,7 +205,7 @@ func (s *state) send(groups []int, c class) (own, others []*flight, runs []*run)
 			fetch = append(fetch, g)
 		}
 	}
-	return own, others, s.launch(fetch, c)
+	return own, others, s.launch(fetch, c), true
 }
 
 // end ends those runs that no reader waits for, and waits for their ends.

@@ -134,7 +134,12 @@ type Filler struct {
 	closed bool
 	states map[target]*state
 	ahead  int64 // decoded bytes on their way that no reader has asked for
+
+	complained time.Time
+	silent     int // failures that were not logged since
 }
+
+const complainEvery = 10 * time.Second
 
 // New returns a Filler. It starts nothing; the caller closes it.
 func New(o Options) (*Filler, error) {
@@ -177,17 +182,23 @@ func (f *Filler) Fill(ctx context.Context, d *device.Device, off, n int64) error
 	return f.fill(ctx, d, off, n)
 }
 
+// stride is how much of the device one step of Fill is for: a wide range must not
+// take all memory from others.
+const stride = 32 << 20
+
 func (f *Filler) fill(ctx context.Context, d target, off, n int64) error {
-	if n <= 0 || d.Complete() {
-		return nil
+	for ; n > 0 && !d.Complete(); off, n = off+stride, n-stride {
+		if err := f.step(ctx, d, off, min(n, stride)); err != nil {
+			return err
+		}
 	}
-	s, err := f.state(d)
-	if err != nil {
+	return nil
+}
+
+func (f *Filler) step(ctx context.Context, d target, off, n int64) error {
+	s, flights, err := f.want(d, off, n) //nolint:contextcheck // a fetch outlives the reader that starts it
+	if err != nil || len(flights) == 0 {
 		return err
-	}
-	flights := s.want(off, n) //nolint:contextcheck // a fetch outlives the reader that starts it
-	if len(flights) == 0 {
-		return nil
 	}
 	f.demand.enter()
 	start := time.Now()
@@ -195,6 +206,19 @@ func (f *Filler) fill(ctx context.Context, d target, off, n int64) error {
 	f.demand.leave()
 	f.o.Metrics.Filled(time.Since(start), err)
 	return err
+}
+
+// want returns the flights of what is missing.
+func (f *Filler) want(d target, off, n int64) (*state, []*flight, error) {
+	for {
+		s, err := f.state(d)
+		if err != nil {
+			return nil, nil, err
+		}
+		if flights, ok := s.want(off, n); ok {
+			return s, flights, nil
+		}
+	}
 }
 
 // wait returns when the flights have landed.
@@ -242,10 +266,38 @@ func (f *Filler) Forget(d *device.Device) { f.forget(d) }
 func (f *Filler) forget(d target) {
 	f.mu.Lock()
 	s, ok := f.states[d]
-	delete(f.states, d)
 	f.mu.Unlock()
-	if ok {
-		s.abandon()
+	if !ok {
+		return
+	}
+	s.abandon()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.accessed)
+	if len(s.active) > 0 { // somebody else reads, and will forget it later
+		return
+	}
+	s.forgotten = true
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.states, d)
+}
+
+// complain logs what is wrong, now and then: much fails at the same time when
+// something does.
+func (f *Filler) complain(level slog.Level, message string, args ...any) {
+	f.mu.Lock()
+	due := time.Since(f.complained) >= complainEvery
+	if due {
+		f.complained = time.Now()
+		args = append(args, "more", f.silent)
+		f.silent = 0
+	} else {
+		f.silent++
+	}
+	f.mu.Unlock()
+	if due {
+		f.o.Log.Log(f.ctx, level, message, args...)
 	}
 }
 

@@ -220,7 +220,7 @@ func TestRidesOutFailures(t *testing.T) {
 			}
 			return nil
 		}, 5 * time.Second, 6, nil},
-		{"daemon stays away", []string{"a/x", "b/x"}, func(int, read) error { return node.ErrUnreachable }, time.Minute, 60, node.ErrUnreachable},
+		{"daemon stays away", []string{"a/x", "b/x"}, func(int, read) error { return node.ErrUnreachable }, time.Minute, 80, node.ErrUnreachable},
 		{"origin fails for some time", []string{"a/x"}, func(n int, _ read) error {
 			if n < 3 {
 				return errTest
@@ -426,5 +426,46 @@ func TestAccessesAreToldOnce(t *testing.T) {
 	}
 	if !slices.Equal(seen, []int{3, 2, 0}) {
 		t.Errorf("told of %v", seen)
+	}
+}
+
+func TestWideReadGoesInStrides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newFixture(t, 20, 4<<20)
+		d := x.device()
+		var most atomic.Int64
+		src := &fetcher{x: x, before: func(_ context.Context, _ int, r read) error {
+			most.Store(max(most.Load(), int64(r.end)-int64(d.count())))
+			time.Sleep(time.Second)
+			return nil
+		}}
+		f := newFiller(t, Options{Fetch: src, Readahead: -1, MemoryBudget: 1 << 20}) // less than one group
+		if err := f.fill(t.Context(), d, 0, 20*4<<20); err != nil {
+			t.Fatal(err)
+		}
+		if !d.Complete() || most.Load() > 2*stride/(4<<20) {
+			t.Errorf("%d groups, %d at a time", d.count(), most.Load())
+		}
+	})
+}
+
+func TestForgetBetweenReads(t *testing.T) {
+	x := newFixture(t, 64, 16<<10)
+	d := x.device()
+	f := newFiller(t, Options{Fetch: &fetcher{x: x}})
+	var wg sync.WaitGroup
+	for r := range 4 {
+		wg.Go(func() {
+			for g := range 64 {
+				if err := f.group(t.Context(), d, (g+r*16)%64); err != nil {
+					t.Error(err)
+				}
+				f.forget(d)
+			}
+		})
+	}
+	wg.Wait()
+	if len(f.states) != 0 {
+		t.Errorf("%d devices are not forgotten", len(f.states))
 	}
 }

@@ -15,7 +15,9 @@ const (
 	// slack is how far from the end of the last read the next one of a sequence
 	// may begin, in bytes: the kernel's requests overtake each other, and leave
 	// out what is in the page cache.
-	slack = 128 << 10
+	// It is at least as much as the read has, up to maxSlack.
+	slack    = 128 << 10
+	maxSlack = 1 << 20
 	// minSequence is how much must have been read in sequence before anything is
 	// read ahead, in bytes.
 	minSequence = 256 << 10
@@ -75,7 +77,7 @@ func (d *detector) access(off, n, limit int64) (from, to int64) {
 // nearest, if it is near enough.
 func (d *detector) find(off, n int64) *sequence {
 	var best *sequence
-	distance := max(slack, n)
+	distance := min(max(slack, n), maxSlack)
 	for i := range d.sequences {
 		s := &d.sequences[i]
 		if apart := max(off-s.end, s.end-off); apart <= distance {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -27,7 +28,7 @@ const (
 	// maxCorrupt is how often a group may fail verification.
 	maxCorrupt = 3
 	firstRetry = 20 * time.Millisecond
-	lastRetry  = 2 * time.Second
+	lastRetry  = time.Second
 )
 
 // class says for whom a run is.
@@ -102,7 +103,7 @@ func (s *state) launch(groups []int, c class) []*run {
 
 // drive brings the run's groups, or as many as can be had.
 func (r *run) drive(ctx context.Context) {
-	err := r.bring(ctx)
+	err := r.fetch(ctx)
 	r.s.mu.Lock()
 	defer r.s.mu.Unlock()
 	r.endLocked(err)
@@ -121,10 +122,10 @@ func (r *run) endLocked(err error) {
 	close(r.done)
 }
 
-// bring tries until nothing is left to bring, and returns why something is. All
+// fetch tries until nothing is left to bring, and returns why something is. All
 // origins are tried in turn; after a round in vain only for groups that readers
 // wait for.
-func (r *run) bring(ctx context.Context) error {
+func (r *run) fetch(ctx context.Context) error {
 	origins := r.s.origins()
 	wait := firstRetry
 	var last error
@@ -159,6 +160,9 @@ func (r *run) bring(ctx context.Context) error {
 		round := at >= len(origins)
 		if round {
 			at = 0
+		}
+		if err != nil {
+			r.s.f.complain(slog.LevelWarn, "could not read from a blob", "blob", r.s.table.Blob.Digest, "readers", len(r.remaining(true, nil)), "error", err)
 		}
 		vain = err != nil && !node.Permanent(err) && (round || errors.Is(err, node.ErrUnreachable))
 		if last = err; came {
@@ -310,6 +314,7 @@ func (r *run) deliver(ctx context.Context, fl *flight, stored, room []byte) erro
 	case errors.Is(err, content.ErrCorrupt):
 		return s.corrupt(fl, err)
 	case err != nil:
+		s.f.complain(slog.LevelError, "could not keep a group", "blob", s.table.Blob.Digest, "group", fl.group, "error", err)
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.landLocked(fl, fmt.Errorf("%s: %w", describe(s.table, fl.group), err))

@@ -40,6 +40,7 @@ type state struct {
 	flights   map[int]*flight
 	active    map[*run]struct{}
 	reads     detector
+	forgotten bool // the Filler has another state for the device, or none
 	accessed  task.Set
 	discarded bool   // the daemon's copy, once
 	preferred string // origin
@@ -60,10 +61,15 @@ func newState(f *Filler, d target) *state {
 }
 
 // want lets a reader wait for what is missing of a range, and starts what it
-// takes. The caller gives the flights back with unwant.
-func (s *state) want(off, n int64) []*flight {
+// takes; false if the state is forgotten. The caller gives the flights back with
+// unwant.
+func (s *state) want(off, n int64) ([]*flight, bool) {
 	groups := s.table.Groups(off, n)
 	s.mu.Lock()
+	if s.forgotten {
+		s.mu.Unlock()
+		return nil, false
+	}
 	fresh := s.note(groups)
 	wanted, fetch := s.join(groups)
 	var ahead []int
@@ -75,7 +81,7 @@ func (s *state) want(off, n int64) []*flight {
 	for _, g := range fresh {
 		s.f.onAccess(s.d, g)
 	}
-	return wanted
+	return wanted, true
 }
 
 // note returns the groups that are accessed for the first time, if anybody wants
