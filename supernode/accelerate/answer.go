@@ -69,7 +69,7 @@ func (a *Accelerator) StandIn(id task.ID, url string) (origin.Object, bool) {
 // admit asks the registry, with the client's credential, for the image that an
 // index is of. The answer is nil if the client is let in.
 func (q asked) admit(ctx context.Context, r *record) (refusal *exchange.Answer, err error) {
-	a, err := q.next(ctx, http.MethodHead, q.place.manifestURL(r.Subject.Digest.String()), q.with(acceptImages))
+	a, err := q.next(ctx, http.MethodHead, q.manifestURL(r.Subject.Digest.String()), q.with(acceptImages))
 	if err != nil || a.Status == http.StatusOK {
 		return nil, err
 	}
@@ -219,7 +219,7 @@ var emptyList = []byte(`{"schemaVersion":2,"mediaType":"` + v1.MediaTypeImageInd
 // it, of one type if filter is set; nil if there is none.
 func (q asked) tagged(ctx context.Context, filter string) ([]byte, error) {
 	tag := artifact.FallbackTag(digest.Digest(q.reference))
-	theirs, err := q.next(ctx, http.MethodGet, q.place.manifestURL(tag), q.with(v1.MediaTypeImageIndex))
+	theirs, err := q.next(ctx, http.MethodGet, q.manifestURL(tag), q.with(v1.MediaTypeImageIndex))
 	if err != nil {
 		return nil, err
 	}

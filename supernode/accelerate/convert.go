@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -180,18 +181,68 @@ func (c *conversion) convert(ctx context.Context) (_ *imageindex.Converted, err 
 	if err := c.reader.fetch(ctx, images[0]); err != nil {
 		return nil, err
 	}
+	return c.build(ctx, src, most(images[0]))
+}
+
+// build makes the index and its blobs, at most limit bytes of them.
+func (c *conversion) build(ctx context.Context, src *image.Source, limit int64) (*imageindex.Converted, error) {
 	blobs := filepath.Join(c.dir, "blobs")
 	if err := os.Mkdir(blobs, 0o700); err != nil {
 		return nil, fmt.Errorf("making a directory for blobs: %w", err)
 	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	all, err := imageindex.Convert(ctx, src, c.layout(), imageindex.ConvertOptions{
 		Build: build.Options{MemoryLimit: c.a.o.Memory, MaxPlain: maxPlain},
 		Key:   c.a.key, Dir: blobs, Image: c.options(),
+		Progress: func(imageindex.Progress) {
+			if size(blobs) > limit {
+				cancel(fmt.Errorf("%w: its blobs grow beyond %d bytes, which is more than any honest image of its size needs", errTooLarge, limit))
+			}
+		},
 	})
+	if cause := context.Cause(ctx); errors.Is(cause, errTooLarge) {
+		return nil, cause
+	}
 	if err != nil {
 		return nil, err
 	}
 	return all[0], nil
+}
+
+// errTooLarge ends a conversion that would fill the disk.
+var errTooLarge = errors.New("the image is a bomb")
+
+// How much larger than the layers of an image its new blobs may be: groups are
+// compressed each by itself, and layers may repeat themselves in wide windows,
+// but not that much.
+const (
+	growth = 16
+	slack  = 1 << 30
+)
+
+// most returns how large the blobs of an image may get, in bytes.
+func most(img *image.Image) int64 {
+	total := int64(slack)
+	for i := range img.Layers {
+		total += growth * min(img.Layers[i].Descriptor.Size, 1<<44)
+	}
+	return total
+}
+
+// size returns what the files below a directory take, as far as that can be
+// told.
+func size(dir string) (total int64) {
+	_ = filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return nil //nolint:nilerr // it has gone meanwhile
+		}
+		if info, err := e.Info(); err == nil {
+			total += info.Size()
+		}
+		return nil
+	})
+	return total
 }
 
 // collect reads what the conversion has made from the layout, and how its blobs

@@ -121,6 +121,7 @@ func TestRequest(t *testing.T) {
 		{"image h/r:1", "", `{"type":"image","ref":"h/r:1","scope":"supernode"}`},
 		{"image h/r:1 --scope all_peers --platform linux/amd64,linux/arm64 --timeout 1h", "",
 			`{"type":"image","ref":"h/r:1","scope":"all_peers","platforms":["linux/amd64","linux/arm64"],"timeout":"1h0m0s"}`},
+		{"image h/r:1 --accelerate", "", `{"type":"image","ref":"h/r:1","scope":"supernode","accelerate":true}`},
 		{"image h/r:1 --peers a,b --username me --password-stdin", "pw\n",
 			`{"type":"image","ref":"h/r:1","scope":{"peers":["a","b"]},"credentials":{"username":"me","password":"pw"}}`},
 		{"file https://h/x --zone z --sha256 12", "", `{"type":"file","url":"https://h/x","scope":{"zone":"z"},"sha256":"12"}`},
@@ -141,6 +142,29 @@ func TestRequest(t *testing.T) {
 		}
 		if con.Stdout.String() != "7\n" {
 			t.Errorf("printed %q", &con.Stdout)
+		}
+	}
+}
+
+func TestAcceleration(t *testing.T) {
+	for state, fails := range map[string]bool{cluster.Succeeded: false, cluster.Failed: true} {
+		job := finished(cluster.Succeeded)
+		row := cluster.Acceleration{Image: "sha256:" + hex("c"), State: state, Error: "no tar"}
+		if state == cluster.Succeeded {
+			row.Index, row.Bytes, row.Error = "sha256:"+hex("d"), 3<<20, ""
+		}
+		job.Acceleration = []cluster.Acceleration{row}
+		s, con := &supernode{history: [][]cluster.Job{{job}}}, outputtest.New("")
+		err := run(t.Context(), t, s, con, "image", "h/r:1", "--accelerate")
+		if fails != (err != nil) || fails && !strings.Contains(err.Error(), "was not accelerated: job 7: sha256:"+hex("c")+": no tar") {
+			t.Errorf("%s: %v", state, err)
+		}
+		want := "sha256:cccccccccccc  sha256:dddddddddddd  3.0 MiB  succeeded"
+		if fails {
+			want = "sha256:cccccccccccc  -      -     failed  no tar"
+		}
+		if !strings.Contains(con.Stdout.String(), want) {
+			t.Errorf("%s: printed\n%s", state, &con.Stdout)
 		}
 	}
 }
