@@ -29,6 +29,7 @@ import (
 	"github.com/damselfly-io/damselfly/supernode/cdn"
 	"github.com/damselfly-io/damselfly/supernode/exchange"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
+	"github.com/damselfly-io/damselfly/supernode/profile"
 	"github.com/damselfly-io/damselfly/supernode/state"
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
@@ -69,8 +70,8 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	defer ports.close()    //nolint:errcheck // the servers have closed what they served
-	s, err := open(c, log) //nolint:contextcheck // the cache ends its own fetches
+	defer ports.close() //nolint:errcheck // the servers have closed what they served
+	s, err := open(c, log)
 	if err != nil {
 		return err
 	}
@@ -89,6 +90,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	group.Go(func() error { return s.tracker.Run(ctx) })
 	group.Go(func() error { return s.jobs.Run(ctx) })
 	group.Go(func() error { return s.accelerate.Run(ctx) })
+	group.Go(func() error { return s.profiles.Run(ctx) })
 	return group.Wait()
 }
 
@@ -106,6 +108,7 @@ type supernode struct {
 	cache    *cdn.Cache
 	exchange *exchange.Exchanger
 	jobs     *preheat.Manager
+	profiles *profile.Store
 
 	accelerate *accelerate.Accelerator
 	master     []byte
@@ -129,6 +132,9 @@ func open(c Config, log *slog.Logger) (_ *supernode, err error) {
 	}
 	s.state = db
 	if s.master, err = masterKey(s.state); err != nil {
+		return nil, err
+	}
+	if s.profiles, err = profile.Open(profile.Options{State: s.state, Log: log}); err != nil {
 		return nil, err
 	}
 	s.store, err = piecestore.Open(piecestore.Options{
@@ -229,7 +235,7 @@ func (s *supernode) serveGRPC(ctx context.Context, lis net.Listener, join secret
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.MaxRecvMsgSize(16<<20), grpc.WaitForHandlers(true),
 	)...)
-	apiv1.RegisterSwarmServer(srv, &swarmService{tracker: s.tracker, exchange: s.exchange})
+	apiv1.RegisterSwarmServer(srv, &swarmService{tracker: s.tracker, exchange: s.exchange, profiles: s.profiles})
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(lis) }()
 	select {

@@ -86,7 +86,7 @@ func (a *Authority) ask(ctx context.Context, method string, obj origin.Object) (
 	if err != nil {
 		return Answer{}, err
 	}
-	defer body.Close() //nolint:errcheck // it always returns nil
+	defer body.Close()
 	b, err := io.ReadAll(io.LimitReader(body, MaxBody+1))
 	if err == nil && len(b) > MaxBody {
 		err = fmt.Errorf("%s: the answer is larger than %d bytes", origin.RedactURL(obj.URL), MaxBody)

@@ -35,7 +35,7 @@ func (m *Mirror) blob(c *call) {
 		return // answered
 	}
 	defer h.Close()
-	if err := m.stream(c, h); err != nil {
+	if err := m.stream(c.r.Context(), c, h); err != nil {
 		m.failed(c, err)
 	}
 }
@@ -141,7 +141,7 @@ func (m *Mirror) failed(c *call, err error) {
 
 // stream sends the blob, or the range of it that was asked for. It returns an
 // error if nothing was sent, not even a status.
-func (m *Mirror) stream(c *call, h *engine.Handle) error {
+func (m *Mirror) stream(ctx context.Context, c *call, h *engine.Handle) error {
 	size := h.Table().Length
 	off, n, partial, err := httprange.Parse(c.r.Header.Get("Range"), size)
 	hd := c.w.Header()
@@ -165,11 +165,11 @@ func (m *Mirror) stream(c *call, h *engine.Handle) error {
 	hd.Set("Content-Type", "application/octet-stream")
 	hd.Set("Content-Length", strconv.FormatInt(n, 10))
 	w := &lateHeader{rec: c.w, status: status}
-	_, err = h.Copy(c.r.Context(), w, off, n)
+	_, err = h.Copy(ctx, w, off, n)
 	switch {
 	case err == nil:
 		w.begin()
-	case !w.begun && c.r.Context().Err() == nil:
+	case !w.begun && ctx.Err() == nil:
 		for _, name := range []string{"Content-Range", "Content-Length", "Etag", "Docker-Content-Digest", "Accept-Ranges"} {
 			hd.Del(name)
 		}

@@ -101,12 +101,16 @@ func (c *call) object() string {
 }
 
 // ServeHTTP answers one request of a container runtime.
-func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.serve(w, r, false) }
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.serve(w, r, false) //nolint:contextcheck // the context is that of the request
+}
 
 // Node returns the mirror for the node's own programs: it answers by the
 // authority of the node, whatever credential a request has.
 func (m *Mirror) Node() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { m.serve(w, r, true) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.serve(w, r, true) //nolint:contextcheck // the context is that of the request
+	})
 }
 
 func (m *Mirror) serve(w http.ResponseWriter, r *http.Request, node bool) {
@@ -147,13 +151,13 @@ func (m *Mirror) serve(w http.ResponseWriter, r *http.Request, node bool) {
 	}
 	switch isBlob := c.kind == "blobs" && r.Method == http.MethodGet; {
 	case isBlob && node:
-		m.nodeBlob(c) //nolint:contextcheck // the context is that of the request in c
+		m.nodeBlob(c)
 	case isBlob:
-		m.blob(c) //nolint:contextcheck // the context is that of the request in c
+		m.blob(c)
 	case node:
-		m.nodePass(c) //nolint:contextcheck // the context is that of the request in c
+		m.nodePass(c)
 	default:
-		m.pass(c) //nolint:contextcheck // the context is that of the request in c
+		m.pass(c)
 	}
 }
 

@@ -61,13 +61,14 @@ func (m *Mirror) nodeBlob(c *call) {
 	if off, n, partial, err := httprange.Parse(rng, math.MaxInt64); err == nil && partial && !strings.HasPrefix(rng, "bytes=-") {
 		req.Ranges = []engine.Range{{Offset: off, Length: n}}
 	}
-	err := m.o.Authority.Try(c.r.Context(), c.repository(), id, func(at authority.Attempt) error {
-		h, err := m.o.Authority.Open(c.r.Context(), m.o.Engine, at, req)
+	ctx := c.r.Context()
+	err := m.o.Authority.Try(ctx, c.repository(), id, func(at authority.Attempt) error {
+		h, err := m.o.Authority.Open(ctx, m.o.Engine, at, req)
 		if err != nil {
 			return err
 		}
 		defer h.Close()
-		return m.stream(c, h)
+		return m.stream(ctx, c, h)
 	})
 	if err != nil {
 		m.failed(c, err)

@@ -61,7 +61,7 @@ type grouped struct {
 
 // newGrouped makes a blob of n groups of 10 to 400 KB and adds it to org/app.
 func newGrouped(c *cluster, n int, seed uint64) *grouped {
-	rnd := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a test's choice
+	rnd := rand.New(rand.NewPCG(seed, 1))
 	g := &grouped{}
 	end := int64(0)
 	for range n {
@@ -269,6 +269,48 @@ func TestLazyReadWithoutASupernode(t *testing.T) {
 	want := p.mustRead(g, 80, 2, 99)
 	if sent := c.reg.Sent(g.path()); sent != want {
 		t.Errorf("the registry sent %d bytes for groups of %d", sent, want)
+	}
+}
+
+func TestProfilesReachOtherNodesAndSurviveARestart(t *testing.T) {
+	c := newCluster(t, options{nodes: 2})
+	c.ready()
+	image := registrytest.Digest([]byte("manifest"))
+	report := &apiv1.ReportAccessRequest{Image: image}
+	for i := range uint32(300) {
+		report.Accesses = append(report.Accesses, &apiv1.Access{Blob: registrytest.Digest([]byte{byte(i % 3)}), Group: 300 - i})
+	}
+	first, second := newProgram(t, c.nodes[0]), newProgram(t, c.nodes[1])
+	none, err := second.client.Profile(t.Context(), &apiv1.ProfileRequest{Image: image})
+	if err != nil || len(none.Accesses) != 0 || none.Reports != 0 {
+		t.Errorf("of an image that nobody has reported: %v, %v", none, err)
+	}
+	if _, err := first.client.ReportAccess(t.Context(), report); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string) {
+		t.Helper()
+		p, err := second.client.Profile(t.Context(), &apiv1.ProfileRequest{Image: image})
+		if err != nil || p.Reports != 1 || !slices.EqualFunc(p.Accesses, report.Accesses, func(a, b *apiv1.Access) bool {
+			return a.Blob == b.Blob && a.Group == b.Group
+		}) {
+			t.Errorf("%s: %d accesses of %d reports, error %v", when, len(p.GetAccesses()), p.GetReports(), err)
+		}
+	}
+	check("at once")
+	c.super.down()
+	if _, err := first.client.ReportAccess(t.Context(), report); status.Code(err) != codes.Unavailable {
+		t.Errorf("without a supernode: %v", err)
+	}
+	c.super.up(c.sc.HTTP)
+	c.ready()
+	check("after a restart")
+	if _, err := first.client.ReportAccess(t.Context(), &apiv1.ReportAccessRequest{Image: "latest"}); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("an invalid report: %v", err)
+	}
+	info, err := first.client.Info(t.Context(), &apiv1.InfoRequest{})
+	if err != nil || len(info.TrustKeys) == 0 || !bytes.Contains(info.TrustKeys[0], []byte("PUBLIC KEY")) {
+		t.Errorf("the supernode's keys: %v, %v", info, err)
 	}
 }
 
