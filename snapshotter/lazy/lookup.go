@@ -152,14 +152,21 @@ func (l *lookups) forget(o *outcome) {
 
 // look does the lookup.
 func (l *lookups) look(ctx context.Context, r request) *outcome {
+	begin := l.now()
 	found, err := l.load(ctx, r)
+	loaded := l.now()
 	if err == nil {
 		var o *outcome
 		if o, err = l.keep(r, found); err == nil {
+			l.log.Info("found the index of an image", "image", r.ref, "manifest", o.image.manifest, "trusted", o.image.trustedBy,
+				"layers", len(o.image.layers), "fetched_in", loaded.Sub(begin), "kept_in", l.now().Sub(loaded))
 			return o
 		}
 	}
-	return &outcome{reason: reasonOf(err)}
+	o := &outcome{reason: reasonOf(err)}
+	l.log.Info("an image is pulled the ordinary way", "image", r.ref, "manifest", r.manifest, "code", o.reason.Code, "detail", o.reason.Detail,
+		"found_out_in", l.now().Sub(begin))
+	return o
 }
 
 // load finds and fetches the indexes of an image.

@@ -39,15 +39,22 @@ type Backend struct {
 
 	mu      sync.Mutex
 	guarded map[device.Key]*guard
+	trimmer trimmer
 }
 
-// New returns a backend.
+// New returns a backend, and starts what gives the pages of devices back. The
+// caller closes it.
 func New(o Options) *Backend {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Backend{o: o, ctx: ctx, cancel: cancel, guarded: map[device.Key]*guard{}}
+	b := &Backend{
+		o: o, ctx: ctx, cancel: cancel, guarded: map[device.Key]*guard{},
+		trimmer: trimmer{map[*device.Device]int{}},
+	}
+	b.wg.Go(b.trim)
+	return b
 }
 
 // Name is "erofs".
@@ -70,10 +77,11 @@ func (b *Backend) Close() error {
 
 // mounted is an image at a directory. It is a backend.Mount.
 type mounted struct {
-	b      *Backend
-	dir    string
-	id     string
-	guards []*guard
+	b       *Backend
+	dir     string
+	id      string
+	devices []*device.Device
+	guards  []*guard
 }
 
 // Mount guards the devices that are not complete, and mounts.
@@ -90,7 +98,16 @@ func (b *Backend) Mount(_ context.Context, im *backend.Image, dir string) (backe
 	if err := attach(im, dir); err != nil {
 		return nil, errors.Join(err, m.release())
 	}
+	m.use(im.Devices)
 	return m, nil
+}
+
+// use has the pages of devices given back while they are mounted.
+func (m *mounted) use(devices []*device.Device) {
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	m.devices = devices
+	m.b.trimmer.add(devices)
 }
 
 // Adopt takes over the guards of the devices from the keeper.
@@ -123,6 +140,7 @@ func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backe
 			return nil, errors.Join(err, detach(dir), m.release())
 		}
 	}
+	m.use(im.Devices)
 	return m, nil
 }
 
@@ -175,6 +193,10 @@ func (m *mounted) release() error {
 // Unmount takes the mount away. The guards stay until the file system has no
 // user left.
 func (m *mounted) Unmount(context.Context) error {
+	m.b.mu.Lock()
+	m.b.trimmer.remove(m.devices)
+	m.devices = nil
+	m.b.mu.Unlock()
 	if len(m.guards) == 0 {
 		return detach(m.dir)
 	}
