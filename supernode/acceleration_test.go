@@ -25,6 +25,7 @@ import (
 	"github.com/damselfly-io/damselfly/internal/imageindex/indextest"
 	"github.com/damselfly-io/damselfly/internal/origin"
 	"github.com/damselfly-io/damselfly/internal/task"
+	"github.com/damselfly-io/damselfly/internal/testenv"
 	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/cdn"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
@@ -369,5 +370,47 @@ func TestPushToTheRegistry(t *testing.T) {
 	}
 	if err := r.verify(ref, mine); err != nil {
 		t.Errorf("what was pushed: %v", err)
+	}
+}
+
+func TestOwnCredentialOnlyWhereItMayBeUsed(t *testing.T) {
+	reg := newRegistryLog(t, true)
+	config := filepath.Join(t.TempDir(), "config.json")
+	if err := os.WriteFile(config, []byte(`{"auths":{"`+reg.Host+`":{"username":"user","password":"password"}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newRig(t, reg, func(c *Config) { c.DockerConfig = config })
+	img := testImage(t)
+	reg.Put("app:v1", img)
+	reg.set(func() { reg.allow = "Basic dXNlcjpwYXNzd29yZA==" })
+	ask := accelerate.Image{Base: "http://" + reg.Host, Repo: "app", Digest: digestOf(t, img), Credential: origin.Credential{Authorization: "Bearer ended"}}
+	if _, err := r.accelerate.Accelerate(t.Context(), ask); err == nil || !strings.Contains(err.Error(), "401") {
+		t.Errorf("with a token that has ended: %v", err)
+	}
+	ask.OwnToo = true
+	if _, err := r.accelerate.Accelerate(t.Context(), ask); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSharedConfigurationComesBack(t *testing.T) {
+	reg := newRegistryLog(t, true)
+	r := newRig(t, reg, nil)
+	ref := reg.Put("app:v1", testImage(t))
+	r.accelerated(preheat.Request{Ref: ref})
+	empty := task.ID(artifact.Empty().Digest)
+	if err := r.store.Remove(empty); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, func() bool {
+		held, ok := r.store.Get(empty)
+		if !ok {
+			return false
+		}
+		defer held.Release()
+		return held.Complete()
+	}, "the configuration of artifacts to come back")
+	if err := r.verify(ref, ""); err != nil {
+		t.Error(err)
 	}
 }

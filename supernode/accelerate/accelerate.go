@@ -188,10 +188,11 @@ func New(o Options) (*Accelerator, error) {
 	if err := os.MkdirAll(a.work(), 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory for conversions: %w", err)
 	}
-	if err := a.load(); err != nil {
+	held := o.Store.List()
+	if err := a.load(held); err != nil {
 		return nil, fmt.Errorf("reading the accelerated images: %w", err)
 	}
-	a.sweep()
+	a.sweep(held)
 	return a, nil
 }
 
@@ -209,8 +210,8 @@ const sourcePrefix = "accelerated "
 
 // sweep removes what is in the store of conversions that did not come to their
 // end.
-func (a *Accelerator) sweep() {
-	for _, i := range a.o.Store.List() {
+func (a *Accelerator) sweep(held []piecestore.Info) {
+	for _, i := range held {
 		if strings.HasPrefix(i.Source, sourcePrefix) && a.table.blobs[i.ID] == nil {
 			a.discard([]task.ID{i.ID})
 		}
@@ -236,20 +237,20 @@ func (a *Accelerator) discard(ids []task.ID) {
 	}
 }
 
-// complete reports whether the cache has all blobs of r, and marks them as used.
+// complete reports whether the cache has all blobs of r, and marks them as used,
+// which Store.Get does.
 func (a *Accelerator) complete(r *record) bool {
 	for _, b := range r.Blobs {
 		t, ok := a.o.Store.Get(b.ID)
-		if b.ID == emptyID && !ok {
-			continue
-		}
-		if !ok {
+		if !ok && b.ID != emptyID {
 			return false
 		}
+		if !ok {
+			continue
+		}
 		whole := t.Complete()
-		t.Touch()
 		t.Release()
-		if !whole {
+		if !whole && b.ID != emptyID {
 			return false
 		}
 	}

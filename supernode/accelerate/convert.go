@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	ggname "github.com/google/go-containerregistry/pkg/name"
@@ -104,6 +105,9 @@ func (a *Accelerator) run(ctx context.Context, img Image, key imageKey) (info In
 	defer c.reader.close()
 	r, err := c.run(ctx)
 	if err != nil {
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", context.Cause(ctx), err)
+		}
 		return Info{}, fmt.Errorf("converting %s@%s: %w", key.place, key.subject, err)
 	}
 	a.o.Log.Info("an image is accelerated", "repository", key.place.String(), "image", img.Digest, "index", r.artifactDesc.Digest.String(),
@@ -193,7 +197,8 @@ func (c *conversion) build(ctx context.Context, src *image.Source, limit int64) 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	all, err := imageindex.Convert(ctx, src, c.layout(), imageindex.ConvertOptions{
-		Build: build.Options{MemoryLimit: c.a.o.Memory, MaxPlain: maxPlain},
+		// The other half is for the nodes.
+		Build: build.Options{MemoryLimit: c.a.o.Memory, MaxPlain: maxPlain, Workers: max(1, runtime.GOMAXPROCS(0)/2)},
 		Key:   c.a.key, Dir: blobs, Image: c.options(),
 		Progress: func(imageindex.Progress) {
 			if size(blobs) > limit {

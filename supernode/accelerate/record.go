@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
+	"github.com/damselfly-io/damselfly/internal/piecestore"
 	"github.com/damselfly-io/damselfly/internal/task"
 )
 
@@ -205,8 +207,13 @@ func (a *Accelerator) save(r *record) error {
 	return nil
 }
 
-// load reads the records whose blobs are all there and forgets the others.
-func (a *Accelerator) load() error {
+// load reads the records whose blobs are all held and forgets the others.
+func (a *Accelerator) load(held []piecestore.Info) error {
+	whole := map[task.ID]bool{}
+	for _, i := range held {
+		whole[i.ID] = i.Complete
+	}
+	whole[emptyID] = true // Run puts it back
 	return a.o.State.ForEach(bucket, func(key string, data []byte) error {
 		r := &record{}
 		err := json.Unmarshal(data, r)
@@ -217,7 +224,7 @@ func (a *Accelerator) load() error {
 		case err != nil:
 		case r.Key != a.key.ID():
 			err = fmt.Errorf("it is signed by key %s, which is not the supernode's any more", r.Key)
-		case !a.complete(r):
+		case slices.ContainsFunc(r.Blobs, func(b blob) bool { return !whole[b.ID] }):
 			err = errors.New("the cache does not have all of it any more")
 		}
 		if err != nil {
