@@ -68,11 +68,14 @@ type Request struct {
 	// Authorized: that the requester may read is already settled.
 	Authorized bool
 	// Node is who asks. Of content that nodes want parts of, the whole is
-	// fetched once a second one does; "" is no node.
+	// fetched once a second one does, unless it has a variable table; "" is no
+	// node.
 	Node   string
 	Whole  bool
 	Ranges []Range
-	Table  *task.Table // for a new task; nil: uniform
+	// Ahead: nobody waits for the ranges. Those that somebody waits for go first.
+	Ahead bool
+	Table *task.Table // for a new task; nil: uniform
 }
 
 // credentials are what the origin is asked with on behalf of r: its own, or, if

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -290,6 +291,77 @@ func TestAskedRangesComeFirst(t *testing.T) {
 	}
 	close(release)
 	waitComplete(t, o, s.content)
+}
+
+// TestTableOfItsOwn reads parts of content that is cut as its readers say.
+func TestTableOfItsOwn(t *testing.T) {
+	s := newSite(t, size)
+	n := newNode(t, nil)
+	table := task.Table{Length: size, Ends: []int64{1000, 300_000, 300_001, 900_000, size}}
+	for i, node := range []string{"one", "another"} {
+		r := s.request()
+		r.Node, r.Whole, r.Table = node, false, &table
+		r.Ranges = []Range{{Offset: 2000, Length: 10}, {Offset: size - 1, Length: 100}}
+		o := n.ensure(t, r)
+		for _, piece := range []int{1, 4} { // the end too: who reads parts checks them
+			if err := o.WaitPublished(t.Context(), piece); err != nil {
+				t.Fatal(err)
+			}
+		}
+		testenv.Eventually(t, func() bool { return !o.busy() }, "the fetch ends")
+		if sent, want := s.sent.Load(), int64(299_000+size-900_000); sent != want || s.headCount() != 0 {
+			t.Errorf("node %d: the origin sent %d bytes after %d HEADs, want %d", i, sent, s.headCount(), want)
+		}
+	}
+	whole := s.request()
+	whole.Node = "one"
+	waitComplete(t, n.ensure(t, whole), s.content)
+	if sent := s.sent.Load(); sent != size {
+		t.Errorf("the origin sent %d bytes of %d", sent, size)
+	}
+}
+
+func TestTableThatDoesNotFit(t *testing.T) {
+	s := newSite(t, size)
+	n := newNode(t, nil)
+	r := s.request()
+	r.Node, r.Whole, r.Table = "one", false, &task.Table{Length: size - 7, Ends: []int64{1000, 300_000, size - 7}}
+	r.Ranges = []Range{{Offset: 2000, Length: 10}}
+	o := n.ensure(t, r)
+	if got := o.Table(); !got.Equal(task.Uniform(size)) {
+		t.Errorf("the table is %+v", got)
+	}
+	r.Whole = true
+	waitComplete(t, n.ensure(t, r), s.content)
+}
+
+func TestWhatIsWaitedForComesBeforeWhatIsAhead(t *testing.T) {
+	s := newSite(t, size)
+	release := make(chan struct{})
+	s.intercept = func(_ http.ResponseWriter, _ *http.Request, k int) bool {
+		if k > 1 {
+			<-release
+		}
+		return false
+	}
+	n := newNode(t, nil)
+	r := s.request()
+	r.Node, r.Whole, r.Ahead = "one", false, true
+	r.Ranges = []Range{{Offset: 0, Length: 1}}
+	for i := range 10 { // more than there are workers for
+		r.Ranges = append(r.Ranges, Range{Offset: int64(2+2*i) * testPiece, Length: 1})
+	}
+	o := n.ensure(t, r)
+	testenv.Eventually(t, func() bool { return len(s.ranges()) >= 2 }, "the workers are busy")
+	r.Ahead, r.Ranges = false, []Range{{Offset: 30 * testPiece, Length: 1}}
+	n.ensure(t, r)
+	first := fmt.Sprintf("bytes=%d-%d", 30*testPiece, 31*testPiece-1)
+	testenv.Eventually(t, func() bool { return slices.Contains(s.ranges(), first) }, "the origin is asked for what is waited for")
+	if asked := s.ranges(); len(asked) > 4 {
+		t.Errorf("the origin was asked for %v before", asked)
+	}
+	close(release)
+	testenv.Eventually(t, func() bool { return !o.busy() }, "the fetch ends")
 }
 
 func TestRestartResumes(t *testing.T) {

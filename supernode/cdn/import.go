@@ -64,7 +64,7 @@ func (c *Cache) createLocal(id task.ID, table task.Table, source string) (*Objec
 // whole is checked.
 func (o *Object) fill(ctx context.Context, content io.ReaderAt) (err error) {
 	o.mu.Lock()
-	o.whole, o.parts = true, false
+	o.whole = true
 	o.mu.Unlock()
 	defer func() {
 		if err != nil {

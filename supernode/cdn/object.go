@@ -49,7 +49,6 @@ type Object struct {
 	verified  bool   // the whole content is held and its digest matches
 	node      string // the first that asked
 	whole     bool   // somebody has wanted all of it
-	parts     bool   // whole is set only because several nodes want parts
 	gaveUp    error  // why that was given up last
 }
 
@@ -117,15 +116,16 @@ func (o *Object) want(r Request) {
 	if o.node == "" {
 		o.node = r.Node
 	}
-	second := r.Node != "" && r.Node != o.node
+	// Content with a table of its own is read by parts on every node, for as long
+	// as nobody says otherwise: fetching the rest would hold up what is read.
+	second := r.Node != "" && r.Node != o.node && o.table.Ends == nil
 	for _, rg := range r.Ranges {
 		first, end := o.table.Span(rg.Offset, rg.Length)
 		o.wanted.AddRange(first, end)
-		o.asked.AddRange(first, end)
+		if !r.Ahead {
+			o.asked.AddRange(first, end)
+		}
 	}
-	// Parts are checked one by one by whoever reads them: their end need not wait
-	// for the rest.
-	o.parts = !r.Whole && (o.parts || second && !o.whole)
 	if o.whole = o.whole || r.Whole || second; o.whole {
 		o.wanted.AddRange(0, o.table.Count())
 	}
@@ -191,7 +191,7 @@ func (o *Object) places() (list []origin.Object, arrivals int) {
 func (o *Object) publishLocked() bool {
 	held := o.t.Held()
 	_, checkable := o.id.Digest()
-	if last := o.table.Count() - 1; checkable && o.whole && !o.parts && !o.verified && last >= 0 {
+	if last := o.table.Count() - 1; checkable && o.whole && !o.verified && last >= 0 {
 		held.Remove(last)
 	}
 	grew := false

@@ -116,7 +116,7 @@ func (t *Tracker) request(p *peer, m *apiv1.Interest) (cdn.Request, error) {
 	req := cdn.Request{
 		ID: r.ID, URL: r.URL, Header: r.Header, Credential: r.Credential, Table: r.Table,
 		Authorized: m.Authorized || t.ordered(p.name, m.Command), Whole: m.Whole,
-		Node: p.name,
+		Node: p.name, Ahead: m.Priority != apiv1.Priority_PRIORITY_DEMAND,
 	}
 	if len(m.Ranges) > maxRanges {
 		return cdn.Request{}, fmt.Errorf("%w: %d ranges, at most %d", wire.ErrInvalid, len(m.Ranges), maxRanges)
