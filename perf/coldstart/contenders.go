@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/perf/internal/containerd"
@@ -233,7 +235,7 @@ func (n *node) settle(ctx context.Context) error {
 			return err
 		}
 		p, err := client.Profile(ctx, &apiv1.ProfileRequest{Image: n.img.manifest.String()})
-		if err != nil {
+		if err != nil && status.Code(err) != codes.Unavailable {
 			return fmt.Errorf("ask for the profile of the image: %w", err)
 		}
 		if p.GetReports() > 0 && c.ReceivedBytes-before < noise {
@@ -242,7 +244,7 @@ func (n *node) settle(ctx context.Context) error {
 		before = c.ReceivedBytes
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the first node to settle, after %d reports of what it read: %w", p.GetReports(), context.Cause(ctx))
+			return errors.Join(fmt.Errorf("wait for the first node to settle, after %d reports of what it read: %w", p.GetReports(), context.Cause(ctx)), err)
 		case <-tick.C:
 		}
 	}

@@ -66,7 +66,14 @@ func (s *site) measure(ctx context.Context, r *result, with string, img *image, 
 			img.name, c.name, kind, st.Pull, st.Run, st.Total, st.Warm, float64(st.RegistryBytes)/mb, float64(st.NodeBytes)/mb)
 		r.add(img, c, kind, st)
 	}
-	defer func() { err = errors.Join(err, wipe(t.dir)) }()
+	defer func() {
+		if err != nil && s.o.keep {
+			s.kept = true
+			err = errors.Join(fmt.Errorf("kept %s: %w", t.dir, err), coldcache.Unmount(t.dir))
+			return
+		}
+		err = errors.Join(err, wipe(t.dir))
+	}()
 	if err := os.Mkdir(t.dir, 0o755); err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ type options struct {
 	timeout       time.Duration
 	work, dir     string
 	plots         string
+	keep          bool
 	log           func(string, ...any)
 	commandFilter string
 }
@@ -56,6 +57,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.StringVar(&o.work, "work", ".perf", "directory where images are kept")
 	fs.StringVar(&o.dir, "dir", "", "directory on ext4 or xfs, with a short path, for the nodes' data (default: the system's temporary directory)")
 	fs.StringVar(&o.plots, "plots", "", "directory for plots (default none)")
+	fs.BoolVar(&o.keep, "keep", false, "keep the nodes' data and logs of a start that fails")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, err

@@ -39,6 +39,7 @@ type site struct {
 	registry   *fleet.Process
 	trust      string // the nodes' policy, a file
 	starts     int    // that have begun
+	kept       bool   // what a failed start has left, and with it dir
 }
 
 // openSite builds what is measured and fills the registry. close undoes it.
@@ -117,12 +118,15 @@ func (s *site) openRegistry(ctx context.Context) (err error) {
 	if err := fleet.AwaitReady(ctx, s.lab.Host(registryHost), s.registry, "http://127.0.0.1:"+registryPort+"/"); err != nil {
 		return err
 	}
+	if err := s.makeKey(ctx); err != nil {
+		return err
+	}
 	for _, img := range s.images {
 		if err := s.push(ctx, img); err != nil {
 			return fmt.Errorf("push %s: %w", img.name, err)
 		}
 	}
-	return s.writeTrust(ctx)
+	return nil
 }
 
 // local is an image's reference on the registry's host, where its name is a
@@ -156,14 +160,20 @@ func (s *site) copyImage(ctx context.Context, from, to string) error {
 	return quietly(s.lab.Host(registryHost).Command(ctx, "skopeo", "copy", "--quiet", "--dest-tls-verify=false", from, "docker://"+to))
 }
 
-// writeTrust writes the policy by which nodes trust the indexes.
-func (s *site) writeTrust(ctx context.Context) error {
+// makeKey makes the key that signs the indexes, and the policy by which nodes trust
+// it.
+func (s *site) makeKey(ctx context.Context) error {
 	if !s.o.lazy() {
 		return nil
 	}
 	public := s.path("public.pem")
-	if err := quietly(exec.CommandContext(ctx, s.program("dfctl"), "key", "export", "--key", s.path("key.pem"), "--out", public)); err != nil {
-		return err
+	for _, args := range [][]string{
+		{"create", "--out", s.path("key.pem")},
+		{"export", "--key", s.path("key.pem"), "--out", public},
+	} {
+		if err := quietly(exec.CommandContext(ctx, s.program("dfctl"), append([]string{"key"}, args...)...)); err != nil {
+			return err
+		}
 	}
 	s.trust = s.path("trust.yaml")
 	return os.WriteFile(s.trust, fmt.Appendf(nil, "keys: [%q]\n", public), 0o644) // #nosec G306 -- nothing secret
@@ -187,7 +197,7 @@ func (s *site) close(ctx context.Context) error {
 	if s.lab != nil {
 		errs = append(errs, s.lab.Close(ctx))
 	}
-	if s.dir != "" {
+	if s.dir != "" && !s.kept {
 		errs = append(errs, wipe(s.dir))
 	}
 	return errors.Join(errs...)
