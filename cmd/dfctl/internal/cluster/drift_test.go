@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/cluster"
+	"github.com/damselfly-io/damselfly/supernode/accelerate"
 	"github.com/damselfly-io/damselfly/supernode/preheat"
 	"github.com/damselfly-io/damselfly/supernode/tracker"
 )
@@ -26,7 +27,8 @@ func TestDocumentsAreTheSupernodes(t *testing.T) {
 		Acceleration: []preheat.Acceleration{{Image: "i", Index: "x", Bytes: 12, State: preheat.TimedOut, Error: "z"}},
 	}
 	peer := tracker.PeerInfo{Name: "n", Zone: "z", Rack: "r", Address: "a", Version: "v", Tasks: 1, Quarantined: true}
-	for _, tt := range []struct{ theirs, ours any }{{job, &cluster.Job{}}, {job.Totals, &cluster.Totals{}}, {job.Acceleration[0], &cluster.Acceleration{}}, {job.Blobs[0], &cluster.Blob{}}, {job.Blobs[0].Peers[0], &cluster.BlobPeer{}}, {peer, &cluster.Peer{}}} {
+	accelerated := accelerate.Info{Image: "i", Digest: "d", Index: "x", Key: "k", Blobs: 1, Bytes: 2, CreatedAt: now, Pushed: true, PushError: "e"}
+	for _, tt := range []struct{ theirs, ours any }{{accelerated, &cluster.Accelerated{}}, {job, &cluster.Job{}}, {job.Totals, &cluster.Totals{}}, {job.Acceleration[0], &cluster.Acceleration{}}, {job.Blobs[0], &cluster.Blob{}}, {job.Blobs[0].Peers[0], &cluster.BlobPeer{}}, {peer, &cluster.Peer{}}} {
 		fields := reflect.ValueOf(tt.theirs)
 		for i := range fields.NumField() {
 			if fields.Field(i).IsZero() {

@@ -48,7 +48,7 @@ succeeds only if everything is where it was asked for.
 	}
 	g.target.AddFlags(cmd.PersistentFlags(), console.Getenv)
 	g.format.AddFlag(cmd.PersistentFlags())
-	cmd.AddCommand(g.imageCommand(), g.fileCommand(), g.showCommand(), g.listCommand(), g.cancelCommand())
+	cmd.AddCommand(g.imageCommand(), g.fileCommand(), g.showCommand(), g.listCommand(), g.cancelCommand(), g.acceleratedCommand())
 	return cmd
 }
 

@@ -44,6 +44,12 @@ func (s *supernode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.write(w, cluster.Job{ID: 7, Type: "image", Ref: "h/r:1", State: cluster.Pending})
 	case "GET /api/v1/preheats":
 		s.write(w, map[string]any{"preheats": []cluster.Job{finished(cluster.Partial)}})
+	case "GET /api/v1/accelerated":
+		s.write(w, map[string]any{"accelerated": []cluster.Accelerated{
+			{Image: "h/r@sha256:" + hex("1"), Index: "sha256:" + hex("d"), Key: "k", Bytes: 3 << 20},
+			{Image: "h/s@sha256:" + hex("2"), Index: "sha256:" + hex("e"), Key: "k", Bytes: 1, Pushed: true},
+			{Image: "h/t@sha256:" + hex("3"), Index: "sha256:" + hex("f"), Key: "k", Bytes: 1, PushError: "denied"},
+		}})
 	case "GET /api/v1/preheats/7":
 		s.write(w, finished(cluster.Partial))
 	case "DELETE /api/v1/preheats/7":
@@ -165,6 +171,20 @@ func TestAcceleration(t *testing.T) {
 		}
 		if !strings.Contains(con.Stdout.String(), want) {
 			t.Errorf("%s: printed\n%s", state, &con.Stdout)
+		}
+	}
+}
+
+func TestAccelerated(t *testing.T) {
+	con := outputtest.New("")
+	if err := run(t.Context(), t, &supernode{}, con, "accelerated"); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"sha256:dddddddddddd  3.0 MiB  k    no      h/r@sha256:" + hex("1"), "yes     h/s@", "denied  h/t@",
+	} {
+		if !strings.Contains(con.Stdout.String(), want) {
+			t.Errorf("no %q in\n%s", want, &con.Stdout)
 		}
 	}
 }
