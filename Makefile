@@ -8,8 +8,8 @@ TOOL   = $(GO) tool -modfile=tools/go.mod
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-build: ## build bin/supernode, bin/dfdaemon and bin/dfctl
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/supernode ./cmd/dfdaemon ./cmd/dfctl
+build: ## build bin/supernode, bin/dfdaemon, bin/snapshotter and bin/dfctl
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/supernode ./cmd/dfdaemon ./cmd/snapshotter ./cmd/dfctl
 
 test: ## run all tests with the race detector; those that need root or a missing program are skipped
 	DAMSELFLY_INTEGRATION=1 $(GO) test -race $(ARGS) ./...

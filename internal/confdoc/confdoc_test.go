@@ -14,7 +14,8 @@ import (
 
 	"github.com/damselfly-io/damselfly/dfdaemon" //nolint:depguard // what is documented is above what documents it
 	"github.com/damselfly-io/damselfly/internal/config"
-	"github.com/damselfly-io/damselfly/supernode" //nolint:depguard // as above
+	"github.com/damselfly-io/damselfly/snapshotter" //nolint:depguard // as above
+	"github.com/damselfly-io/damselfly/supernode"   //nolint:depguard // as above
 )
 
 var update = flag.Bool("update", false, "rewrite docs/configuration.md")
@@ -49,7 +50,7 @@ func document() string {
 	for _, d := range []struct {
 		name   string
 		config any
-	}{{"supernode", supernode.Config{}}, {"dfdaemon", dfdaemon.Config{}}} {
+	}{{"supernode", supernode.Config{}}, {"dfdaemon", dfdaemon.Config{}}, {"snapshotter", snapshotter.Config{}}, {"snapshotter keeper", snapshotter.KeeperConfig{}}} {
 		fmt.Fprintf(&b, "\n## %s\n\n%s", d.name, config.Markdown(d.config))
 	}
 	return b.String()

@@ -85,7 +85,10 @@ type mounted struct {
 }
 
 // Mount guards the devices that are not complete, and mounts.
-func (b *Backend) Mount(_ context.Context, im *backend.Image, dir string) (backend.Mount, error) {
+func (b *Backend) Mount(ctx context.Context, im *backend.Image, dir string) (backend.Mount, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := detach(dir); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,150 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/damselfly-io/damselfly/internal/fdkeeper"
+)
+
+// holdTimeout bounds a request to the holders of the kernel's files.
+const holdTimeout = 5 * time.Second
+
+// descriptors is how many this process and the keeper may have open: three for
+// each incomplete device, one for each connection.
+const descriptors = 1 << 20
+
+// keeper has the kernel's files held by other processes: the keeper, systemd or
+// else dfdaemon. It is what the backends know as Keeper.
+type keeper struct {
+	holders *fdkeeper.Multi
+	closers []func() error
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+}
+
+// openKeeper connects to the holders, and sees to it that each has all.
+func openKeeper(ctx context.Context, c *Config, log *slog.Logger) (_ *keeper, err error) {
+	if _, err := fdkeeper.RaiseFileLimit(descriptors); err != nil {
+		log.Warn("few files can be open: few images can be mounted", "error", err)
+	}
+	k := &keeper{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.close())
+		}
+	}()
+	client := func(name, socket string) fdkeeper.Member {
+		x := fdkeeper.NewClient(socket)
+		k.closers = append(k.closers, x.Close)
+		return fdkeeper.Member{Name: name, Holder: x}
+	}
+	members := []fdkeeper.Member{client("keeper", c.Keeper)}
+	inherited, err := fdkeeper.Inherit()
+	if err != nil {
+		return nil, fmt.Errorf("take over what systemd holds: %w", err)
+	}
+	systemd, _, err := fdkeeper.NewSystemd(ctx, inherited, os.Getenv)
+	switch {
+	case errors.Is(err, fdkeeper.ErrNoStore):
+		members = append(members, client("dfdaemon", besideSocket(c.Dfdaemon, "-fds")))
+	case err != nil:
+		return nil, fmt.Errorf("take over what systemd holds: %w", err)
+	default:
+		members = append(members, fdkeeper.Member{Name: "systemd", Holder: systemd})
+		k.closers = append(k.closers, systemd.Close)
+	}
+	if k.holders, err = fdkeeper.NewMulti(fdkeeper.MultiOptions{Log: log}, members...); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// run sees to it that each holder has what the others have, until close.
+func (k *keeper) run(log *slog.Logger) {
+	ctx, cancel := context.WithCancel(context.Background())
+	k.cancel = cancel
+	k.wg.Go(func() {
+		if err := k.holders.Run(ctx); err != nil && ctx.Err() == nil {
+			log.Error("the holders of the kernel's files are not kept alike any more", "error", err)
+		}
+	})
+}
+
+// besideSocket is the path of another socket of the same daemon.
+func besideSocket(socket, suffix string) string {
+	ext := filepath.Ext(socket)
+	return strings.TrimSuffix(socket, ext) + suffix + ext
+}
+
+// Put has files held under a name.
+func (k *keeper) Put(name string, meta []byte, files ...*os.File) error {
+	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
+	defer cancel()
+	return k.holders.Put(ctx, fdkeeper.Set{Name: name, Meta: meta, Files: files})
+}
+
+// Get returns new descriptors of the files held under a name; the error wraps
+// fs.ErrNotExist if there are none.
+func (k *keeper) Get(name string) ([]byte, []*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
+	defer cancel()
+	set, err := k.holders.Get(ctx, name)
+	if errors.Is(err, fdkeeper.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return set.Meta, set.Files, err
+}
+
+// Drop forgets a name.
+func (k *keeper) Drop(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
+	defer cancel()
+	return k.holders.Drop(ctx, name)
+}
+
+// usable reports whether somebody would hold what is mounted now.
+func (k *keeper) usable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
+	defer cancel()
+	_, err := k.holders.List(ctx)
+	return err
+}
+
+func (k *keeper) close() error {
+	if k.cancel != nil {
+		k.cancel()
+		k.wg.Wait()
+	}
+	var errs []error
+	for _, c := range k.closers {
+		errs = append(errs, c())
+	}
+	return errors.Join(errs...)
+}
+
+// RunKeeper is a keeper: it returns when ctx ends, or with an error when it
+// cannot start or go on.
+func RunKeeper(ctx context.Context, c KeeperConfig, log *slog.Logger) error {
+	if _, err := fdkeeper.RaiseFileLimit(descriptors); err != nil {
+		log.Warn("few files can be held: few images can be mounted", "error", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(c.Address), 0o755); err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	lis, err := fdkeeper.Listen(ctx, c.Address)
+	if err != nil {
+		return fmt.Errorf("address: %w", err)
+	}
+	server := fdkeeper.NewServer(log)
+	log.Info("the keeper is up", "address", c.Address)
+	return errors.Join(server.Serve(ctx, lis), server.Close())
+}
