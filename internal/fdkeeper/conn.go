@@ -103,7 +103,7 @@ func checkPeer(c *net.UnixConn) error {
 	var cred *unix.Ucred
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // descriptors are small
+		cred, inner = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	})
 	if err := errors.Join(err, inner); err != nil {
 		return fmt.Errorf("find out who the peer is: %w", err)
@@ -130,7 +130,7 @@ func collect(files []*os.File, fds []int, f func([]int) error) error {
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) {
-		inner = collect(files[1:], append(fds, int(fd)), f) //nolint:gosec // descriptors are small
+		inner = collect(files[1:], append(fds, int(fd)), f)
 	})
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", files[0].Name(), os.ErrClosed, err) // the only reason there is
@@ -142,7 +142,7 @@ func collect(files []*os.File, fds []int, f func([]int) error) error {
 func newFiles(name string, fds []int) []*os.File {
 	files := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		files[i] = os.NewFile(uintptr(fd), fmt.Sprintf("%s[%d]", name, i)) //nolint:gosec // not negative
+		files[i] = os.NewFile(uintptr(fd), fmt.Sprintf("%s[%d]", name, i))
 	}
 	return files
 }

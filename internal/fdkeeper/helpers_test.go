@@ -2,13 +2,16 @@ package fdkeeper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/damselfly-io/damselfly/internal/testenv"
+	"golang.org/x/sys/unix"
 )
 
 // startServer serves at path until the returned function, or the end of the
@@ -33,7 +36,7 @@ func startServer(t *testing.T, path string) (s *Server, stop func()) {
 		if err := <-done; err != nil {
 			t.Errorf("Serve: %v", err)
 		}
-		s.Close()
+		closing(t, s)
 	}
 	t.Cleanup(stop)
 	return s, stop
@@ -42,7 +45,7 @@ func startServer(t *testing.T, path string) (s *Server, stop func()) {
 func newClient(t *testing.T, path string) *Client {
 	t.Helper()
 	c := NewClient(path)
-	t.Cleanup(func() { c.Close() })
+	t.Cleanup(func() { closing(t, c) })
 	return c
 }
 
@@ -66,7 +69,7 @@ func files(t *testing.T, n int) []*os.File {
 		if _, err := fmt.Fprintf(f, "file %d", i); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { f.Close() })
+		t.Cleanup(func() { closing(t, f) })
 		out[i] = f
 	}
 	return out
@@ -75,7 +78,7 @@ func files(t *testing.T, n int) []*os.File {
 // same fails the test unless got holds the files of want, and closes got.
 func same(t *testing.T, got Set, want []*os.File) {
 	t.Helper()
-	defer got.Close()
+	defer closing(t, got)
 	if len(got.Files) != len(want) {
 		t.Fatalf("%d files, want %d", len(got.Files), len(want))
 	}
@@ -108,4 +111,25 @@ func countOpen(t *testing.T) int {
 func settled(t *testing.T, before int) {
 	t.Helper()
 	testenv.Eventually(t, func() bool { return countOpen(t) == before }, fmt.Sprintf("%d open descriptors again", before))
+}
+
+// dupAll duplicates descriptors.
+func dupAll(name string, fds []int) []*os.File {
+	var out []int
+	for _, fd := range fds {
+		second, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, second)
+	}
+	return newFiles(name, out)
+}
+
+// closing closes c, which may be closed already.
+func closing(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil && !errors.Is(err, os.ErrClosed) && !errors.Is(err, net.ErrClosed) {
+		t.Errorf("close: %v", err)
+	}
 }

@@ -51,7 +51,7 @@ func inherit(getenv func(string) string, pid, first int) ([]Inherited, error) {
 		if len(names) == n {
 			name = names[i]
 		}
-		f := os.NewFile(uintptr(first+i), name) //nolint:gosec // not negative
+		f := os.NewFile(uintptr(first+i), name)
 		if f == nil {
 			return inherited, fmt.Errorf("descriptor %d of $LISTEN_FDS is not open", first+i)
 		}
@@ -91,12 +91,22 @@ func (n *notifier) close() {
 	_ = n.Close() // barrier has told whether all arrived
 }
 
+// send uses the socket itself: WriteMsgUnix refuses a connected one.
 func (n *notifier) send(state string, fds ...int) error {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if _, _, err := n.WriteMsgUnix([]byte(state), rights, nil); err != nil {
+	raw, err := n.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("notify systemd: %w", err)
+	}
+	var sent error
+	err = raw.Write(func(fd uintptr) bool {
+		sent = unix.Sendmsg(int(fd), []byte(state), rights, nil, unix.MSG_NOSIGNAL)
+		return !errors.Is(sent, unix.EAGAIN)
+	})
+	if err := errors.Join(err, sent); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	return nil

@@ -149,12 +149,13 @@ func (s *Server) serveConn(ctx context.Context, uc *net.UnixConn) {
 		_ = s.reply(c, errorMessage(err), nil) // the connection ends anyway
 		return
 	}
-	if err := s.converse(c); err != nil && !errors.Is(err, io.EOF) && ctx.Err() == nil {
+	if err := s.converse(c); !errors.Is(err, io.EOF) && ctx.Err() == nil {
 		s.log.Warn("The keeper ended a connection.", "error", err)
 	}
 }
 
-// converse answers requests until one is against the protocol.
+// converse answers requests until the client hangs up, which is io.EOF, or one
+// is against the protocol.
 func (s *Server) converse(c *conn) error {
 	hello := false
 	for {

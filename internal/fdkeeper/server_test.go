@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/damselfly-io/damselfly/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,7 +91,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: %v, want ErrInvalid", name, err)
 		}
 	}
-	f.Close()
+	closing(t, f)
 	if err := c.Put(t.Context(), Set{Name: "closed", Files: many(1)}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Put of a closed file: %v", err)
 	}
@@ -135,7 +136,7 @@ func TestClientGivesUpWithItsContext(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer closing(t, l)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	reason := errors.New("enough")
 	cancel(reason)
@@ -189,9 +190,9 @@ func bad(t *testing.T, path string, packets [][]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer uc.Close()
+	defer closing(t, uc)
 	sent := files(t, 3)
-	defer Set{Files: sent}.Close()
+	defer closing(t, Set{Files: sent})
 	err = withFDs(sent, func(fds []int) error {
 		for i, p := range packets {
 			var oob []byte
@@ -215,17 +216,33 @@ func bad(t *testing.T, path string, packets [][]byte) {
 }
 
 func TestOtherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to be another user")
-	}
-	path := filepath.Join(t.TempDir(), "keeper.sock")
+	testenv.Root(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "keeper.sock")
 	startServer(t, path)
+	for _, name := range []string{filepath.Dir(dir), dir, path} {
+		if err := os.Chmod(name, 0o777); err != nil { // or it would not get as far as the check
+			t.Fatal(err)
+		}
+	}
 	err := asUser(65534, func() error {
 		_, err := newClient(t, path).List(t.Context())
 		return err
 	})
-	if err == nil {
-		t.Error("another user can list")
+	if !errors.Is(err, ErrDenied) {
+		t.Errorf("client of another user: %v, want ErrDenied", err)
+	}
+	err = asUser(65534, func() error {
+		uc, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+		if err != nil {
+			return err
+		}
+		defer closing(t, uc)
+		m, _, err := (&conn{UnixConn: uc}).receive()
+		return errors.Join(err, m.err())
+	})
+	if !errors.Is(err, ErrDenied) {
+		t.Errorf("server to another user: %v, want ErrDenied", err)
 	}
 }
 
@@ -332,7 +349,7 @@ func TestNoLeak(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got.Close()
+			closing(t, got)
 		}
 		if _, fds := s.Held(); fds != 3 {
 			t.Errorf("%d descriptors held", fds)

@@ -262,7 +262,7 @@ func (s *Systemd) Get(_ context.Context, name string) (Set, error) {
 	var fds []int
 	err := withFDs(set.Files, func(from []int) error {
 		for _, fd := range from {
-			second, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3) //nolint:gosec // not negative
+			second, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
 			if err != nil {
 				return err
 			}
