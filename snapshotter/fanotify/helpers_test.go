@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -55,7 +57,7 @@ func sparse(t *testing.T, size int64) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { closing(t, f) })
 	if err := f.Truncate(size); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +77,7 @@ func newWatch(t *testing.T) *Watch {
 func watchFile(t *testing.T, f *os.File) *Watch {
 	t.Helper()
 	w := newWatch(t)
-	t.Cleanup(func() { w.Close() })
+	t.Cleanup(func() { closing(t, w) })
 	if err := w.Mark(f); err != nil {
 		t.Fatal(err)
 	}
@@ -121,8 +123,7 @@ func read(path string, off int64, n int) <-chan result {
 		}
 		b := make([]byte, n)
 		_, err = f.ReadAt(b, off)
-		f.Close()
-		out <- result{b, err}
+		out <- result{b, errors.Join(err, f.Close())}
 	}()
 	return out
 }
@@ -169,6 +170,18 @@ func keep(t *testing.T, w *Watch) (group, ring *os.File) {
 	t.Helper()
 	files := w.Files()
 	group, ring = dup(t, files[0]), dup(t, files[1])
-	t.Cleanup(func() { group.Close(); ring.Close() })
+	t.Cleanup(func() { closing(t, group); closing(t, ring) })
 	return group, ring
 }
+
+// closing closes c, which may be closed already.
+func closing(t testing.TB, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		t.Errorf("close: %v", err)
+	}
+}
+
+type closerFunc func() error
+
+func (f closerFunc) Close() error { return f() }

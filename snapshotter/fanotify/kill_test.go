@@ -169,7 +169,7 @@ func restore(t *testing.T, group, ring *os.File) *Watch {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.Close() })
+	t.Cleanup(func() { closing(t, w) })
 	return w
 }
 

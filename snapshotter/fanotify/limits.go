@@ -47,7 +47,7 @@ func raiseLimits(dir string) ([]Change, error) {
 }
 
 func readLimit(path string) (int, error) {
-	b, err := os.ReadFile(path) //nolint:gosec // a fixed name below dir
+	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, fmt.Errorf("read fanotify limit: %w", err)
 	}

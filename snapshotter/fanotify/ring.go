@@ -152,7 +152,7 @@ func control(file *os.File, f func(fd int) error) error {
 		return err
 	}
 	var inner error
-	if err := conn.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil { //nolint:gosec // descriptors are small
+	if err := conn.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
 		return err
 	}
 	return inner
@@ -161,7 +161,7 @@ func control(file *os.File, f func(fd int) error) error {
 func fcntl(file *os.File, cmd, arg int) (int, error) {
 	var result int
 	err := control(file, func(fd int) (err error) {
-		result, err = unix.FcntlInt(uintptr(fd), cmd, arg) //nolint:gosec // descriptors are small
+		result, err = unix.FcntlInt(uintptr(fd), cmd, arg)
 		return err
 	})
 	return result, err

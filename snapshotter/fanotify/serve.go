@@ -178,7 +178,7 @@ func (s *session) readInto(slot []byte) (refused, err error) {
 	var n int
 	waited := s.conn.Read(func(fd uintptr) bool {
 		for {
-			n, err = unix.Read(int(fd), slot) //nolint:gosec // descriptors are small
+			n, err = unix.Read(int(fd), slot)
 			if !errors.Is(err, unix.EINTR) {
 				return !errors.Is(err, unix.EAGAIN)
 			}

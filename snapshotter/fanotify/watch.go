@@ -53,7 +53,7 @@ func New(o Options) (*Watch, error) {
 	if err != nil {
 		return nil, initError(err)
 	}
-	w := &Watch{log: o.log(), group: os.NewFile(uintptr(fd), "fanotify-group")} //nolint:gosec // not negative
+	w := &Watch{log: o.log(), group: os.NewFile(uintptr(fd), "fanotify-group")}
 	if w.ring, err = newRing(); err != nil {
 		return nil, errors.Join(err, w.group.Close())
 	}

@@ -168,14 +168,14 @@ func TestRestoreRefusesOtherFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	copy(foreign.slot(0), "something else")
-	t.Cleanup(func() { foreign.unmap(); foreign.file.Close() })
+	t.Cleanup(func() { closing(t, closerFunc(foreign.unmap)); closing(t, foreign.file) })
 	corrupt, err := newRing()
 	if err != nil {
 		t.Fatal(err)
 	}
 	copy(corrupt.slot(0), ringMagic)
 	copy(corrupt.slot(7), "\x18\x00\x00\x00\x09")
-	t.Cleanup(func() { corrupt.unmap(); corrupt.file.Close() })
+	t.Cleanup(func() { closing(t, closerFunc(corrupt.unmap)); closing(t, corrupt.file) })
 	for name, files := range map[string][2]*os.File{
 		"file as group":  {f, ring},
 		"ring as group":  {ring, ring},
@@ -217,13 +217,13 @@ func TestWhoAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer before.Close()
+	defer closing(t, before)
 	w := watchFile(t, f)
 	after, err := os.Open(f.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer after.Close()
+	defer closing(t, after)
 	var events atomic.Int64
 	serve(t, w, func(_ context.Context, off, n int64) error {
 		events.Add(1)
@@ -263,7 +263,7 @@ func TestWhoAsks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unmarked.Close()
+	defer closing(t, unmarked)
 	if err := w.Mark(f); err != nil {
 		t.Fatal(err)
 	}
@@ -331,12 +331,16 @@ func TestNoDescriptorLeft(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Close()
+	defer closing(t, reader)
 	var old unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
 		t.Fatal(err)
 	}
-	restore := sync.OnceFunc(func() { unix.Setrlimit(unix.RLIMIT_NOFILE, &old) })
+	restore := sync.OnceFunc(func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Error(err)
+		}
+	})
 	defer restore()
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
 		t.Fatal(err)
