@@ -309,14 +309,19 @@ func (a *Accelerator) restock(ctx context.Context) error {
 	return a.cache.Import(ctx, emptyID, task.Uniform(size), sourcePrefix+"images", strings.NewReader(artifact.EmptyConfig))
 }
 
-// forget removes what is left of dropped records.
-func (a *Accelerator) forget() error {
+// takeDropped returns what was dropped since the last call.
+func (a *Accelerator) takeDropped() []drop {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	dropped := a.dropped
 	a.dropped = nil
-	a.mu.Unlock()
+	return dropped
+}
+
+// forget removes what is left of records that are not offered any more.
+func (a *Accelerator) forget(drops []drop) error {
 	var errs []error
-	for _, d := range dropped {
+	for _, d := range drops {
 		errs = append(errs, a.forgetOne(d))
 	}
 	return errors.Join(errs...)
@@ -359,19 +364,20 @@ func (a *Accelerator) Remove(image string) ([]Info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %.100q is no digest", ErrNotFound, image)
 	}
-	a.mu.Lock()
 	var removed []Info
+	var drops []drop
+	a.mu.Lock()
 	for k, r := range a.table.images {
 		if k.subject == d {
 			removed = append(removed, r.info())
-			a.dropLocked(r)
+			drops = append(drops, drop{r, a.table.remove(r)})
 		}
 	}
 	a.mu.Unlock()
 	if len(removed) == 0 {
 		return nil, fmt.Errorf("%w: %s", ErrNotFound, d)
 	}
-	return removed, a.forget()
+	return removed, a.forget(drops)
 }
 
 // Run converts the images that are pulled from listed repositories, until ctx
@@ -397,7 +403,7 @@ func (a *Accelerator) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-a.nudge:
-				if err := errors.Join(a.forget(), a.restock(ctx)); err != nil && ctx.Err() == nil {
+				if err := errors.Join(a.forget(a.takeDropped()), a.restock(ctx)); err != nil && ctx.Err() == nil {
 					a.o.Log.Error("the accelerated images could not be brought up to date", "error", err)
 				}
 			}
