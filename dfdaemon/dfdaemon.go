@@ -37,11 +37,14 @@ import (
 // listeners are the daemon's open ports; proxy is nil if there is none.
 type listeners struct{ mirror, peer, http, proxy, socket, httpSocket net.Listener }
 
-// httpSocket is where the registry mirror serves the node's own programs: beside
-// the daemon's socket.
-func httpSocket(c Config) string {
-	ext := filepath.Ext(c.Socket)
-	return strings.TrimSuffix(c.Socket, ext) + "-http" + ext
+// Beside the daemon's socket are that of the registry mirror for the node's own
+// programs, and that of the keeper of descriptors.
+func httpSocket(c Config) string   { return beside(c.Socket, "-http") }
+func keeperSocket(c Config) string { return beside(c.Socket, "-fds") }
+
+func beside(socket, suffix string) string {
+	ext := filepath.Ext(socket)
+	return strings.TrimSuffix(socket, ext) + suffix + ext
 }
 
 func listen(c Config) (l listeners, err error) {
@@ -107,6 +110,7 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	group.Go(func() error { return telemetry.Serve(ctx, ports.httpSocket, d.mirror.Node(), log) })
 	group.Go(func() error { return d.serveSocket(ctx, ports.socket, c) })
+	group.Go(func() error { return keepDescriptors(ctx, keeperSocket(c), log) })
 	group.Go(func() error { return d.swarm.Run(ctx, d.engine) })
 	group.Go(func() error {
 		<-ctx.Done()

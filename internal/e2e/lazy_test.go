@@ -25,6 +25,7 @@ import (
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/dfdaemon"
 	"github.com/damselfly-io/damselfly/internal/e2e/registrytest"
+	"github.com/damselfly-io/damselfly/internal/fdkeeper"
 	"github.com/damselfly-io/damselfly/supernode"
 )
 
@@ -253,7 +254,8 @@ func TestNodeReadsOnlyAllowedRegistries(t *testing.T) {
 	if err != nil || info.Name != "node-0" || !info.Connected || !strings.HasSuffix(info.HttpSocket, "-http.sock") {
 		t.Errorf("Info: %v, %v", info, err)
 	}
-	for _, socket := range []string{c.nodes[0].c.Socket, info.HttpSocket} {
+	fds := strings.TrimSuffix(c.nodes[0].c.Socket, ".sock") + "-fds.sock"
+	for _, socket := range []string{c.nodes[0].c.Socket, info.HttpSocket, fds} {
 		if fi, err := os.Stat(socket); err != nil || fi.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v; want mode 0600", socket, fi, err)
 		}
@@ -311,6 +313,34 @@ func TestProfilesReachOtherNodesAndSurviveARestart(t *testing.T) {
 	info, err := first.client.Info(t.Context(), &apiv1.InfoRequest{})
 	if err != nil || len(info.TrustKeys) == 0 || !bytes.Contains(info.TrustKeys[0], []byte("PUBLIC KEY")) {
 		t.Errorf("the supernode's keys: %v, %v", info, err)
+	}
+}
+
+func TestDaemonHoldsDescriptors(t *testing.T) {
+	c := newCluster(t, options{nodes: 1})
+	c.ready()
+	held := fdkeeper.NewClient(strings.TrimSuffix(c.nodes[0].c.Socket, ".sock") + "-fds.sock")
+	f, err := os.CreateTemp(t.TempDir(), "held")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("content"); err != nil {
+		t.Fatal(err)
+	}
+	if err := held.Put(t.Context(), fdkeeper.Set{Name: "mount-1", Stamp: 1, Files: []*os.File{f}}); err != nil {
+		t.Fatal(err)
+	}
+	set, err := held.Get(t.Context(), "mount-1")
+	if err != nil || len(set.Files) != 1 {
+		t.Fatalf("%v, %v", set, err)
+	}
+	got := make([]byte, 7)
+	if _, err := set.Files[0].ReadAt(got, 0); err != nil || string(got) != "content" {
+		t.Errorf("the descriptor reads %q, %v", got, err)
+	}
+	if err := errors.Join(set.Files[0].Close(), held.Close()); err != nil {
+		t.Error(err)
 	}
 }
 
