@@ -8,12 +8,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
+	"github.com/damselfly-io/damselfly/internal/fdkeeper"
 	"github.com/damselfly-io/damselfly/internal/testenv"
 	"golang.org/x/sys/unix"
 )
@@ -35,6 +37,9 @@ func TestMain(m *testing.M) {
 
 // child tells on standard output what it has reached.
 func child(role string) error {
+	if path, ok := strings.CutPrefix(role, "make "); ok {
+		return makeAndServe(path)
+	}
 	group, ring := os.NewFile(3, "group"), os.NewFile(4, "ring")
 	writer := os.NewFile(5, "writer")
 	w, err := Restore(context.Background(), group, ring, Options{})
@@ -55,6 +60,26 @@ func child(role string) error {
 		})
 	}
 	return stepwise(w, role, writer)
+}
+
+// makeAndServe does what the snapshotter does with a new device: descriptor 3 is
+// the writer, and a keeper listens at socket.
+func makeAndServe(socket string) error {
+	writer := os.NewFile(3, "writer")
+	w, err := New(Options{})
+	if err != nil {
+		return err
+	}
+	keeper := fdkeeper.NewClient(socket)
+	set := fdkeeper.Set{Name: "device", Files: append(w.Files(), writer)}
+	if err := errors.Join(keeper.Put(context.Background(), set), w.Mark(writer)); err != nil {
+		return err
+	}
+	fmt.Println("serving")
+	return w.Serve(context.Background(), func(_ context.Context, off, n int64) error {
+		fmt.Println("event", off, n)
+		select {}
+	})
 }
 
 // stepwise does with one event what serveSlot does, up to a point, and is killed
@@ -286,6 +311,52 @@ func TestEveryKillPoint(t *testing.T) {
 			expect(t, read(f.Name(), 16384, 4096), 16384)
 		})
 	}
+}
+
+// TestKeeperHandsOver kills the process that made the group, which nobody but a
+// keeper has then.
+func TestKeeperHandsOver(t *testing.T) {
+	f := sparse(t, 1<<20)
+	socket := filepath.Join(t.TempDir(), "keeper.sock")
+	l, err := fdkeeper.Listen(t.Context(), socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper := fdkeeper.NewServer(nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- keeper.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := errors.Join(<-done, keeper.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	s := start(t, "make "+socket, f)
+	r := read(f.Name(), 4096, 4096)
+	s.await(t, "event")
+	s.kill()
+	stillBlocked(t, r)
+
+	client := fdkeeper.NewClient(socket)
+	t.Cleanup(func() { closing(t, client) })
+	set, err := client.Get(t.Context(), "device")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := Restore(t.Context(), set.Files[0], set.Files[1], Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { closing(t, w) })
+	writer := set.Files[2]
+	t.Cleanup(func() { closing(t, writer) })
+	if marked, err := w.Marked(writer); err != nil || !marked {
+		t.Errorf("Marked: %t, %v", marked, err)
+	}
+	serve(t, w, func(_ context.Context, off, n int64) error { return fill(writer, off, n) })
+	expect(t, r, 4096)
+	expect(t, read(f.Name(), 65536, 4096), 65536)
 }
 
 // TestKillsAtRandom kills servers one after the other while many read, and
