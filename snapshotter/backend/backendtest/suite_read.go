@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -33,7 +32,7 @@ func expect(t testing.TB, f io.ReaderAt, content []byte, off, n int) {
 	}
 }
 
-// open opens a file for reads that are made as they are asked for: the kernel
+// openRandom opens a file for reads that are made as they are asked for: the kernel
 // does not read ahead.
 func openRandom(t testing.TB, name string) *os.File {
 	t.Helper()
@@ -48,54 +47,14 @@ func openRandom(t testing.TB, name string) *os.File {
 	return f
 }
 
-// readers are goroutines that read a file at random and compare.
-type readers struct {
-	wg   sync.WaitGroup
-	done chan struct{}
-	// Reads counts.
-	reads atomic.Int64
-}
-
-func startReaders(t testing.TB, n int, name string, content []byte) *readers {
-	r := &readers{done: make(chan struct{})}
-	for i := range n {
-		f := openRandom(t, name)
-		r.wg.Add(1)
-		go func() {
-			defer r.wg.Done()
-			random := rand.New(rand.NewPCG(uint64(i), 1)) // #nosec G115,G404 -- test data
-			for !r.stopped() {
-				off := random.IntN(len(content))
-				expect(t, f, content, off, min(random.IntN(200_000)+1, len(content)-off))
-				r.reads.Add(1)
-			}
-		}()
-	}
-	return r
-}
-
-func (r *readers) stopped() bool {
-	select {
-	case <-r.done:
-		return true
-	default:
-		return false
-	}
-}
-
-func (r *readers) stop() {
-	close(r.done)
-	r.wg.Wait()
-}
-
 func testParallelReaders(t *testing.T, open Open) {
 	s := newSetup(t, open)
 	content := Noise(1, 8<<20)
 	im := s.node.Image(t, Layer{Regular("file", content)})
 	dir, _ := s.mount(im)
-	r := startReaders(t, 8, filepath.Join(dir, "file"), content)
-	testenv.Eventually(t, func() bool { return r.reads.Load() >= 300 }, "300 reads")
-	r.stop()
+	r := StartReaders(t, 8, filepath.Join(dir, "file"), content)
+	testenv.Eventually(t, func() bool { return r.Reads() >= 300 }, "300 reads")
+	r.Stop()
 	im.Want.Compare(t, dir)
 	if sum, most := s.node.Filler.Fetches(); most != 1 {
 		t.Errorf("%d fetches, up to %d of one group", sum, most)
@@ -250,18 +209,18 @@ func testAdoptWhileReading(t *testing.T, open Open) {
 	if err != nil {
 		t.Fatalf("mount: %v", err)
 	}
-	r := startReaders(t, 8, filepath.Join(dir, "file"), content)
+	r := StartReaders(t, 8, filepath.Join(dir, "file"), content)
 	for range 5 {
-		before := r.reads.Load()
-		testenv.Eventually(t, func() bool { return r.reads.Load() >= before+10 }, "reads before a restart")
+		before := r.Reads()
+		testenv.Eventually(t, func() bool { return r.Reads() >= before+10 }, "reads before a restart")
 		s.restart()
 		if m, err = s.Adopt(t.Context(), &im.Image, dir); err != nil {
 			t.Fatalf("adopt: %v", err)
 		}
 	}
-	before := r.reads.Load()
-	testenv.Eventually(t, func() bool { return r.reads.Load() >= before+50 }, "reads after the last restart")
-	r.stop()
+	before := r.Reads()
+	testenv.Eventually(t, func() bool { return r.Reads() >= before+50 }, "reads after the last restart")
+	r.Stop()
 	im.Want.Compare(t, dir)
 	s.unmountAtEnd(m)
 }

@@ -110,7 +110,7 @@ func (c *connection) handshake() ([]byte, error) {
 	answer := make([]byte, answerSize)
 	m, status := c.proto.HandleRequest([][]byte{request}, [][]byte{answer})
 	if !status.Ok() || m < initMaxWrite+4 {
-		return nil, fmt.Errorf("FUSE INIT: %w", syscall.Errno(status))
+		return nil, fmt.Errorf("FUSE INIT: %s", status)
 	}
 	binary.NativeEndian.PutUint32(answer[initMaxWrite:], maxWrite)
 	if err := c.answer(answer[:m]); err != nil {
@@ -129,7 +129,7 @@ func (c *connection) resume(init []byte) error {
 		return errors.New("this kernel's FUSE does not repeat requests: Linux 6.9 or later is needed")
 	}
 	if _, status := c.proto.HandleRequest([][]byte{init}, [][]byte{make([]byte, answerSize)}); !status.Ok() {
-		return fmt.Errorf("FUSE INIT: %w", syscall.Errno(status))
+		return fmt.Errorf("FUSE INIT: %s", status)
 	}
 	var notice [outHeaderSize]byte
 	putHeader(notice[:], len(notice), notifyResend, 0)
@@ -287,12 +287,11 @@ func fieldAt(request []byte, at int) uint32 {
 	return u32(request[at:])
 }
 
-// putHeader writes the header of a message and returns its size.
-func putHeader(p []byte, size int, status int32, unique uint64) int {
+// putHeader writes the header of a message.
+func putHeader(p []byte, size int, status int32, unique uint64) {
 	binary.NativeEndian.PutUint32(p, uint32(size))       // #nosec G115 -- at most some MiB
 	binary.NativeEndian.PutUint32(p[4:], uint32(status)) // #nosec G115 -- bits
 	binary.NativeEndian.PutUint64(p[8:], unique)
-	return size
 }
 
 // abandoned reports whether the kernel has ended the connection. fd may be

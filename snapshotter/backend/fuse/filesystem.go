@@ -16,7 +16,7 @@ const forever = 10 * 365 * 24 * 3600
 // fileSystem answers everything but reads of files (see connection.read).
 // Reading directories is stateless: an offset is a place among the entries.
 type fileSystem struct {
-	gofuse.RawFileSystem // answers ENOSYS, also to OPEN: see the package
+	gofuse.RawFileSystem // answers ENOSYS to what is not below
 	view                 *view
 }
 
@@ -45,6 +45,21 @@ func (f *fileSystem) Lookup(_ <-chan struct{}, in *gofuse.InHeader, name string,
 	f.entry(child, out)
 	return gofuse.OK
 }
+
+// Open has the kernel open what it likes without asking, and cache
+// it.
+func (f *fileSystem) Open(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
+	return gofuse.ENOSYS
+}
+
+// OpenDir is as Open.
+func (f *fileSystem) OpenDir(<-chan struct{}, *gofuse.OpenIn, *gofuse.OpenOut) gofuse.Status {
+	return gofuse.ENOSYS
+}
+
+// Flush has the kernel never say again that a file is closed. Besides what that
+// takes, nobody could fork while nobody answers.
+func (f *fileSystem) Flush(<-chan struct{}, *gofuse.FlushIn) gofuse.Status { return gofuse.ENOSYS }
 
 // Forget has nothing to forget.
 func (f *fileSystem) Forget(uint64, uint64) {}

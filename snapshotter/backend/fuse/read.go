@@ -23,10 +23,14 @@ const (
 	streamed = 64 << 10
 	// repeated marks the number of a request that the kernel has sent before.
 	repeated = 1 << 63
+	// refills is how often a read is tried whose groups are dropped meanwhile.
+	refills = 3
 )
 
-// errStale is returned for a node that is no file of the tree.
-var errStale = errors.New("no such file in the tree")
+var (
+	errStale   = errors.New("no such file in the tree")
+	errDropped = errors.New("groups are dropped as soon as they are filled")
+)
 
 // reader reads the files of a view.
 type reader struct {
@@ -127,6 +131,7 @@ func (c *connection) watch(op *readOp) {
 func (c *connection) read(op *readOp) {
 	inode, n, err := c.locate(op)
 	if err == nil {
+		// Before there is a buffer: any number of reads may wait.
 		err = c.fill(op.ctx, inode, op.off, n)
 	}
 	if err != nil {
@@ -135,12 +140,13 @@ func (c *connection) read(op *readOp) {
 	}
 	buf := c.buffers.get(outHeaderSize + int(n))
 	defer c.buffers.put(buf)
-	if err := c.copy((*buf)[outHeaderSize:outHeaderSize+n], inode, op.off); err != nil {
+	answer := (*buf)[:outHeaderSize+n]
+	if err := c.copyPresent(op.ctx, answer[outHeaderSize:], inode, op.off); err != nil {
 		c.fail(op, inode, err)
 		return
 	}
-	putHeader(*buf, outHeaderSize+int(n), 0, op.unique)
-	c.reply((*buf)[:outHeaderSize+n])
+	putHeader(answer, len(answer), 0, op.unique)
+	c.reply(answer)
 }
 
 // fail answers a read that could not be done.
@@ -186,12 +192,38 @@ func (r *reader) fill(ctx context.Context, inode uint32, off, n int64) (err erro
 	return err
 }
 
-// copy reads bytes of a file that are present.
-func (r *reader) copy(dst []byte, inode uint32, off int64) (err error) {
+// copyPresent reads bytes of a file that have been filled. Groups that turn out
+// to be damaged are dropped at any time, so what was read counts only if they
+// are present afterwards, too.
+func (r *reader) copyPresent(ctx context.Context, dst []byte, inode uint32, off int64) error {
 	if node := &r.view.inodes[inode]; node.Count == 0 {
 		copy(dst, r.view.inline[int64(node.First)+off:])
 		return nil
 	}
+	for range refills {
+		if err := r.copy(dst, inode, off); err != nil {
+			return err
+		}
+		if r.present(inode, off, int64(len(dst))) {
+			return nil
+		}
+		if err := r.fill(ctx, inode, off, int64(len(dst))); err != nil {
+			return err
+		}
+	}
+	return errDropped
+}
+
+func (r *reader) present(inode uint32, off, n int64) bool {
+	all := true
+	r.view.pieces(inode, off, n, func(p piece) bool {
+		all = p.dev == hole || len(r.devices[p.dev].Missing(p.at, p.length)) == 0
+		return all
+	})
+	return all
+}
+
+func (r *reader) copy(dst []byte, inode uint32, off int64) (err error) {
 	r.view.pieces(inode, off, int64(len(dst)), func(p piece) bool {
 		part := dst[:p.length]
 		dst = dst[p.length:]
@@ -212,9 +244,7 @@ func (r *reader) copy(dst []byte, inode uint32, off int64) (err error) {
 // cache for the file now. While a device is filled they are not on the disk
 // yet, and asking would begin to write them.
 func forgetPages(d *device.Device, off, n int64) {
-	select {
-	case <-d.Done():
-	default:
+	if !d.Complete() {
 		return
 	}
 	conn, err := d.Writer().SyscallConn()
