@@ -37,6 +37,7 @@ func TestOptions(t *testing.T) {
 		"-timeout 0s":              "positive",
 		"-rate fast":               "rate",
 		"-command rustc":           "leaves none",
+		"-containerd 1.7":          "use 2.3 or 2.4",
 		"rest":                     "unexpected argument",
 	} {
 		var stderr bytes.Buffer

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/damselfly-io/damselfly/internal/containerdbuild"
 	"github.com/damselfly-io/damselfly/perf/internal/netlab"
 	"github.com/damselfly-io/damselfly/perf/internal/program"
 )
@@ -26,6 +27,7 @@ var contenders = []string{overlayfs, erofs, fuse, stargz}
 // options are the command line.
 type options struct {
 	images, with  []string
+	containerd    containerdbuild.Release
 	stargz        string // containerd-stargz-grpc
 	ctrRemote     string
 	rate          netlab.Rate
@@ -48,6 +50,7 @@ func parseOptions(args []string, stderr io.Writer) (*options, error) {
 	fs.SetOutput(stderr)
 	fs.StringVar(&images, "images", "golang,node,python", "images to start, separated by commas: golang, node, python; or NAME=DIR for one that is in the OCI layout DIR, tag latest")
 	fs.StringVar(&with, "with", "", "contenders, separated by commas: "+strings.Join(contenders, ", ")+" (default overlayfs,erofs, and stargz if -stargz is given)")
+	fs.StringVar((*string)(&o.containerd), "containerd", string(containerdbuild.V2_3), "release of containerd: 2.3, 2.4")
 	fs.StringVar(&o.commandFilter, "command", "", "measure only commands whose name contains this (default all)")
 	fs.StringVar(&o.stargz, "stargz", "", "containerd-stargz-grpc to compare with (default none)")
 	fs.StringVar(&o.ctrRemote, "ctr-remote", "ctr-remote", "ctr-remote that makes eStargz images for -stargz, once")
@@ -107,6 +110,8 @@ func (o *options) check(rest []string) string {
 		names[name] = true
 	}
 	switch {
+	case o.containerd != containerdbuild.V2_3 && o.containerd != containerdbuild.V2_4:
+		return fmt.Sprintf("-containerd %q: use 2.3 or 2.4", o.containerd)
 	case o.repeat < 1:
 		return fmt.Sprintf("-repeat %d: at least 1", o.repeat)
 	case o.timeout <= 0:

@@ -8,8 +8,6 @@ import (
 	"text/tabwriter"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/damselfly-io/damselfly/internal/containerdbuild"
 )
 
 const mb = 1e6
@@ -50,7 +48,7 @@ type row struct {
 
 func newResult(s *site) *result {
 	r := &result{
-		CPUs: runtime.NumCPU(), Kernel: "unknown", Containerd: string(containerdbuild.V2_3),
+		CPUs: runtime.NumCPU(), Kernel: "unknown", Containerd: string(s.o.containerd),
 		Rate: s.o.rate.String(), Repeat: s.o.repeat, linkSeconds: s.o.rate.Seconds,
 	}
 	var uts unix.Utsname

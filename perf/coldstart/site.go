@@ -77,8 +77,8 @@ func openSite(ctx context.Context, o *options) (_ *site, err error) {
 }
 
 func (s *site) build(ctx context.Context) (err error) {
-	s.o.log("building containerd %s", containerdbuild.V2_3)
-	if s.containerd, err = containerdbuild.Build(ctx, containerdbuild.V2_3); err != nil || !s.o.lazy() {
+	s.o.log("building containerd %s", s.o.containerd)
+	if s.containerd, err = containerdbuild.Build(ctx, s.o.containerd); err != nil || !s.o.lazy() {
 		return err
 	}
 	s.o.log("building Damselfly")
