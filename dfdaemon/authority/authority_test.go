@@ -53,7 +53,7 @@ func (e *exchanger) Exchange(ctx context.Context, r *apiv1.ExchangeRequest) (*ap
 		return nil, err
 	}
 	return &apiv1.ExchangeResponse{
-		Status:  int32(resp.StatusCode), //nolint:gosec // an HTTP status
+		Status:  int32(resp.StatusCode),
 		Headers: wire.FromHeader(resp.Header), Body: rec.Body.Bytes(),
 	}, nil
 }

@@ -324,7 +324,7 @@ func TestDaemonHoldsDescriptors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // only read from after
 	if _, err := f.WriteString("content"); err != nil {
 		t.Fatal(err)
 	}
