@@ -95,6 +95,9 @@ func TestPlots(t *testing.T) {
 	if err := drawStarts(dir, "svg", measured()); err != nil {
 		t.Fatal(err)
 	}
+	if err := drawStarts(dir, "png", measured()); err != nil {
+		t.Fatal(err)
+	}
 	text, err := os.ReadFile(filepath.Join(dir, "coldstart-golang.svg"))
 	if err != nil || !bytes.Contains(text, []byte("10.00 s, 300.0 MB")) {
 		t.Errorf("%v; %d bytes", err, len(text))

@@ -35,5 +35,5 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if o.plots == "" {
 		return nil
 	}
-	return drawStarts(o.plots, "svg", r)
+	return drawStarts(o.plots, "png", r)
 }

@@ -59,7 +59,7 @@ func startPlot(name, rate string, rows []*row) (*plot.Plot, error) {
 	var ends plotter.XYLabels
 	for i, w := range rows {
 		pulls, runs = append(pulls, w.Median.Pull), append(runs, w.Median.Total-w.Median.Pull)
-		labels = append(labels, w.Command+"  "+w.With)
+		labels = append(labels, w.Command+", "+w.With+" ")
 		ends.XYs = append(ends.XYs, plotter.XY{X: w.Median.Total, Y: float64(i)})
 		ends.Labels = append(ends.Labels, fmt.Sprintf("  %.2f s, %.1f MB", w.Median.Total, float64(w.Median.NodeBytes)/mb))
 	}
@@ -75,8 +75,9 @@ func startPlot(name, rate string, rows []*row) (*plot.Plot, error) {
 	}
 	p.Add(text)
 	p.NominalY(labels...)
-	p.X.Min, p.X.Max = 0, p.X.Max*1.2 // room for the labels
-	p.Legend.Top = false
+	p.Y.Padding, p.Y.Tick.Length, p.Y.Width = rowHeight/2, 0, 0
+	p.X.Min, p.X.Max = 0, p.X.Max*1.35 // room for the labels
+	p.Legend.Padding, p.Legend.ThumbnailWidth = vg.Points(4), rowHeight/2
 	return p, nil
 }
 
