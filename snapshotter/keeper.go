@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/damselfly-io/damselfly/internal/cli"
 	"github.com/damselfly-io/damselfly/internal/fdkeeper"
 )
 
@@ -111,6 +112,18 @@ func (k *keeper) Drop(name string) error {
 	return k.holders.Drop(ctx, name)
 }
 
+// names returns what is held.
+func (k *keeper) names(ctx context.Context) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
+	defer cancel()
+	entries, err := k.holders.List(ctx)
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name
+	}
+	return names, err
+}
+
 // usable reports whether somebody would hold what is mounted now.
 func (k *keeper) usable(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
@@ -119,11 +132,16 @@ func (k *keeper) usable(ctx context.Context) error {
 	return err
 }
 
-func (k *keeper) close() error {
+// stop ends run. It is to be called before the files that were put are closed.
+func (k *keeper) stop() {
 	if k.cancel != nil {
 		k.cancel()
 		k.wg.Wait()
 	}
+}
+
+func (k *keeper) close() error {
+	k.stop()
 	var errs []error
 	for _, c := range k.closers {
 		errs = append(errs, c())
@@ -146,5 +164,8 @@ func RunKeeper(ctx context.Context, c KeeperConfig, log *slog.Logger) error {
 	}
 	server := fdkeeper.NewServer(log)
 	log.Info("the keeper is up", "address", c.Address)
+	if err := cli.NotifyReady(); err != nil {
+		log.Warn("systemd was not told that the keeper is ready", "error", err)
+	}
 	return errors.Join(server.Serve(ctx, lis), server.Close())
 }

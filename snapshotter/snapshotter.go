@@ -14,10 +14,12 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/damselfly-io/damselfly/internal/cli"
 	"github.com/damselfly-io/damselfly/internal/image"
 	"github.com/damselfly-io/damselfly/internal/telemetry"
 	"github.com/damselfly-io/damselfly/snapshotter/ahead"
 	"github.com/damselfly-io/damselfly/snapshotter/backend"
+	"github.com/damselfly-io/damselfly/snapshotter/backend/erofs"
 	"github.com/damselfly-io/damselfly/snapshotter/device"
 	"github.com/damselfly-io/damselfly/snapshotter/fill"
 	"github.com/damselfly-io/damselfly/snapshotter/lazy"
@@ -56,6 +58,9 @@ func Run(ctx context.Context, c Config, log *slog.Logger) error {
 	}
 	log.Info("the snapshotter is up", "address", c.Address, "backend", s.backend.Name(), "data-dir", c.DataDir,
 		"http", http.Addr().String(), "version", telemetry.Version())
+	if err := cli.NotifyReady(); err != nil {
+		log.Warn("systemd was not told that the snapshotter is ready", "error", err)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return telemetry.Serve(ctx, http, telemetry.Mux(s.reg, &s.health), log) })
 	group.Go(func() error { return s.serve(ctx, socket) })
@@ -141,9 +146,24 @@ func (s *snapshotter) openImages(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
+	if err := s.reclaim(ctx); err != nil {
+		return err
+	}
 	s.devices.Recovered()
 	// Only now is known what is still needed of what the holders have.
 	s.keeper.run(s.log) //nolint:contextcheck // it lives until close
+	return nil
+}
+
+// reclaim settles what the holders have of mounts that are not there any more.
+func (s *snapshotter) reclaim(ctx context.Context) error {
+	names, err := s.keeper.names(ctx)
+	if err != nil {
+		s.log.Warn("not all holders of the kernel's files can be asked", "error", err)
+	}
+	if b, ok := s.backend.(*erofs.Backend); ok {
+		return b.Reclaim(names, s.devices.Load)
+	}
 	return nil
 }
 
@@ -204,6 +224,9 @@ func (s *snapshotter) serve(ctx context.Context, lis net.Listener) error {
 
 // close ends the parts, in reverse order. What is mounted stays mounted.
 func (s *snapshotter) close() {
+	if s.keeper != nil {
+		s.keeper.stop()
+	}
 	if s.snapshots != nil {
 		s.logged("closing the snapshots", s.snapshots.Close())
 	}

@@ -115,19 +115,12 @@ func (m *mounted) use(devices []*device.Device) {
 
 // Adopt takes over the guards of the devices from the keeper.
 func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backend.Mount, error) {
-	on, err := attached(dir)
+	kind, source, err := at(dir)
 	if err != nil {
 		return nil, err
 	}
-	if !on {
-		return nil, fmt.Errorf("%s: nothing is mounted: %w", dir, backend.ErrLost)
-	}
-	meta, err := source(dir)
-	if err != nil {
-		return nil, err
-	}
-	if meta != im.Meta {
-		return nil, errors.Join(fmt.Errorf("%s: %s is mounted, not %s: %w", dir, meta, im.Meta, backend.ErrLost), detach(dir))
+	if kind != "erofs" || source != im.Meta {
+		return nil, errors.Join(fmt.Errorf("%s: what is mounted is %q of type %q, not %s: %w", dir, source, kind, im.Meta, backend.ErrLost), detach(dir))
 	}
 	m := &mounted{b: b, dir: dir, id: im.ID}
 	for _, d := range im.Devices {

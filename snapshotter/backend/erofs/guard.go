@@ -2,11 +2,14 @@ package erofs
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/snapshotter/device"
 	"github.com/damselfly-io/damselfly/snapshotter/fanotify"
 )
@@ -19,10 +22,62 @@ type guard struct {
 	stop   context.CancelFunc
 	done   chan struct{} // closed when nobody answers any more
 	users  int           // guarded by Backend.mu
+	owned  bool          // the device is released with the guard
 }
 
+// namePrefix begins the names of devices' files in the keeper.
+const namePrefix = "erofs-"
+
 // keeperName names a device's files in the keeper.
-func keeperName(k device.Key) string { return "erofs-" + k.String()[len("sha256:"):] }
+func keeperName(k device.Key) string { return namePrefix + hex.EncodeToString(k[:]) }
+
+// Reclaim takes over the guards in the keeper that no adopted mount has asked for:
+// of file systems that lost their mount while something was open in them. names
+// is what the keeper has, and load opens a device. What cannot be taken over is
+// dropped. The guards stay until their devices are complete.
+func (b *Backend) Reclaim(names []string, load func(device.Key) (*device.Device, error)) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for _, name := range names {
+		digits, ok := strings.CutPrefix(name, namePrefix)
+		if !ok {
+			continue
+		}
+		key, err := chunkfmt.ParseDigest("sha256:" + digits)
+		if err == nil && b.guarded[key] != nil {
+			continue
+		}
+		if err == nil {
+			err = b.reclaim(key, load)
+		}
+		if err != nil {
+			b.o.Log.Warn("what the keeper holds of an earlier mount is given up", "name", name, "error", err)
+			errs = append(errs, b.o.Keeper.Drop(name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reclaim takes over one guard. b.mu is held.
+func (b *Backend) reclaim(key device.Key, load func(device.Key) (*device.Device, error)) error {
+	d, err := load(key)
+	if err != nil {
+		return err
+	}
+	if d.Complete() {
+		d.Release()
+		return b.o.Keeper.Drop(keeperName(key))
+	}
+	g, err := b.resume(d)
+	if err != nil {
+		d.Release()
+		return err
+	}
+	g.users, g.owned = 1, true
+	b.guarded[key] = g
+	return nil
+}
 
 // start guards a device that nobody guards.
 func (b *Backend) start(d *device.Device) (_ *guard, err error) {
@@ -125,6 +180,9 @@ func (b *Backend) completed(g *guard) {
 func (g *guard) end() error {
 	g.stop()
 	<-g.done
+	if g.owned {
+		defer g.device.Release()
+	}
 	return errors.Join(g.b.o.Keeper.Drop(keeperName(g.device.Key())), g.watch.Close())
 }
 

@@ -61,32 +61,26 @@ func messages(fsfd int) string {
 	}
 }
 
-// attached reports whether an EROFS is mounted at dir.
-func attached(dir string) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		if errors.Is(err, unix.ENOENT) {
-			return false, nil
-		}
-		return false, fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	return st.Type == unix.EROFS_SUPER_MAGIC_V1, nil
-}
-
-// source returns what is mounted at dir, "" if nothing is.
-func source(dir string) (string, error) {
+// at returns the type of the file system that is mounted at dir and what it was
+// mounted from; both are "" if none is. It does not touch the file system, which
+// may be one that nobody answers for.
+func at(dir string) (kind, source string, err error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
-	if err != nil || len(mounts) == 0 {
-		return "", err
+	if err != nil {
+		return "", "", fmt.Errorf("look for mounts at %s: %w", dir, err)
 	}
-	return mounts[len(mounts)-1].Source, nil
+	if len(mounts) == 0 {
+		return "", "", nil
+	}
+	last := mounts[len(mounts)-1]
+	return last.FSType, last.Source, nil
 }
 
-// detach takes the mounts at dir away; what is open in them goes on.
+// detach takes all mounts at dir away; what is open in them goes on.
 func detach(dir string) error {
 	for {
-		on, err := attached(dir)
-		if err != nil || !on {
+		kind, _, err := at(dir)
+		if err != nil || kind == "" {
 			return err
 		}
 		if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
