@@ -32,7 +32,7 @@ type File struct {
 // Layer is a layer of an image. A parent comes before its children.
 type Layer []File
 
-// Modified is when the files of the functions below were, to the nanosecond.
+// modified is when the files of the functions below were, to the nanosecond.
 var modified = time.Unix(1700000000, 123456789)
 
 // Regular returns a file.

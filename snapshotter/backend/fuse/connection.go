@@ -79,7 +79,8 @@ func newConnection(fd int, v *view, r reader, log *slog.Logger) (*connection, er
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("set up /dev/fuse: %w", err)
 	}
-	extra := uint64(gofuse.CAP_READDIRPLUS_AUTO | capExportSupport | gofuse.CAP_ASYNC_DIO)
+	// Not ASYNC_DIO: who waits for such a read could not be killed.
+	extra := uint64(gofuse.CAP_READDIRPLUS_AUTO | capExportSupport)
 	c := &connection{
 		fd: fd, file: os.NewFile(uintptr(fd), "/dev/fuse"), reader: r, log: log, // #nosec G115 -- a file descriptor
 		reads: map[uint64]*readOp{},

@@ -25,15 +25,22 @@
 // that has none, asking for one gives EOPNOTSUPP instead of ENODATA, for then
 // the kernel does not ask again: overlayfs looks for them at every lookup.
 // POSIX ACLs are obeyed if the image has any. Files are never opened at this
-// end, so that opening costs no round trip. There is no passthrough: reads from
-// the page cache are as fast as those of ext4 without it, it would need a copy
-// of each file at the file's own offsets, and it takes one of the two levels
-// that the kernel allows to stacked file systems, so that overlayfs on overlayfs
-// would not work in containers.
+// end, so that opening and closing cost no round trip.
 //
 // # What it costs
 //
 // Mounts of one image share its names and places, some 100 bytes for each file.
-// A mount adds about 30 KiB, and no thread of its own. Pages that were read are
-// in the page cache once: those of the device are given back.
+// A mount adds about 20 KiB, and no thread of its own. While a device is
+// complete, what was read of it in a stream is in the page cache once: the
+// device's own pages are given back.
+//
+// Measured on Linux 6.18 against the same files on ext4 (bench_test.go): reads
+// from the disk are as fast, a walk over 10,000 files that are known takes 0.7
+// to 1.0 of the time, and reads from the page cache reach 0.67 to 0.75 of the
+// rate, because FUSE has its pages one by one and ext4 in large folios.
+//
+// There is no passthrough, which would close that gap. It needs a copy of each
+// file at the file's own offsets, brings back the round trips for opening and
+// closing all files, and takes one of the two levels that the kernel allows to
+// stacked file systems, so that overlayfs on overlayfs would fail in containers.
 package fuse

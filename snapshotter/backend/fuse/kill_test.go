@@ -40,7 +40,7 @@ func killContent() []byte { return backendtest.Noise(7, 16<<20) }
 func TestChild(t *testing.T) {
 	dir := os.Getenv(childMount)
 	if dir == "" {
-		t.Skip("run by TestKill")
+		return
 	}
 	socket, err := net.FileConn(os.NewFile(3, "keeper"))
 	if err != nil {
@@ -98,10 +98,14 @@ func startChild(t *testing.T, k *keeper, env ...string) *child {
 		t.Fatal(err)
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "keeper"), os.NewFile(uintptr(fds[1]), "child")
-	conn, err := net.FileConn(ours)
+	socket, err := net.FileConn(ours)
 	_ = ours.Close()
 	if err != nil {
 		t.Fatal(err)
+	}
+	conn, ok := socket.(*net.UnixConn)
+	if !ok {
+		t.Fatalf("the child's socket is %T", socket)
 	}
 	c := &child{cmd: exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestChild$"), told: make(chan string, 10)}
 	c.cmd.Env = append(os.Environ(), env...)
@@ -114,7 +118,7 @@ func startChild(t *testing.T, k *keeper, env ...string) *child {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		k.serve(t, conn.(*net.UnixConn), c.told)
+		k.serve(t, conn, c.told)
 	}()
 	c.wait = sync.OnceFunc(func() {
 		_ = c.cmd.Process.Kill()

@@ -8,8 +8,7 @@ import (
 	"github.com/damselfly-io/damselfly/chunkfmt"
 )
 
-// content returns what a file is by the tree: of each byte, the blob and place
-// that it has.
+// origin is where a byte of a file is.
 type origin struct {
 	blob uint32
 	at   int64
@@ -150,7 +149,7 @@ func TestShapeTellsTreesApart(t *testing.T) {
 		return v.shape
 	}
 	same := func(*chunkfmt.Tree) {}
-	if shape(same) != shape(same) {
+	if first, second := shape(same), shape(same); first != second {
 		t.Error("equal trees have two shapes")
 	}
 	for name, change := range map[string]func(*chunkfmt.Tree){
