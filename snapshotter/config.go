@@ -40,7 +40,8 @@ type Config struct {
 type KeeperConfig struct {
 	config.Log
 
-	Address string `config:"address" default:"/run/damselfly/keeper.sock" help:"Unix socket on which the snapshotter reaches the keeper."`
+	Address string        `config:"address" default:"/run/damselfly/keeper.sock" help:"Unix socket on which the snapshotter reaches the keeper."`
+	Unused  time.Duration `config:"unused" default:"0" help:"End after holding nothing for nobody for this long. 0: never. It is set for the spare keeper that a snapshotter starts where there is no systemd."`
 }
 
 // backends are what Config.Backend may be.

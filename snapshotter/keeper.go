@@ -28,6 +28,7 @@ const descriptors = 1 << 20
 type keeper struct {
 	holders *fdkeeper.Multi
 	closers []func() error
+	spare   *spare // nil with systemd
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 }
@@ -56,7 +57,11 @@ func openKeeper(ctx context.Context, c *Config, log *slog.Logger) (_ *keeper, er
 	systemd, _, err := fdkeeper.NewSystemd(ctx, inherited, os.Getenv)
 	switch {
 	case errors.Is(err, fdkeeper.ErrNoStore):
-		members = append(members, client("dfdaemon", besideSocket(c.Dfdaemon, "-fds")))
+		k.spare = &spare{socket: besideSocket(c.Keeper, "-spare"), log: log}
+		members = append(members, client("dfdaemon", besideSocket(c.Dfdaemon, "-fds")), client("spare keeper", k.spare.socket))
+		if err := k.spare.ensure(ctx); err != nil {
+			log.Error("there is no spare keeper: lazy images are lost if all other holders die at once", "error", err)
+		}
 	case err != nil:
 		return nil, fmt.Errorf("take over what systemd holds: %w", err)
 	default:
@@ -78,6 +83,9 @@ func (k *keeper) run(log *slog.Logger) {
 			log.Error("the holders of the kernel's files are not kept alike any more", "error", err)
 		}
 	})
+	if k.spare != nil {
+		k.wg.Go(func() { k.spare.run(ctx) })
+	}
 }
 
 // besideSocket is the path of another socket of the same daemon.
@@ -163,6 +171,11 @@ func RunKeeper(ctx context.Context, c KeeperConfig, log *slog.Logger) error {
 		return fmt.Errorf("address: %w", err)
 	}
 	server := fdkeeper.NewServer(log)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if c.Unused > 0 {
+		go endUnused(ctx, cancel, server, c.Unused)
+	}
 	log.Info("the keeper is up", "address", c.Address)
 	if err := cli.NotifyReady(); err != nil {
 		log.Warn("systemd was not told that the keeper is ready", "error", err)

@@ -162,7 +162,7 @@ func (s *snapshotter) reclaim(ctx context.Context) error {
 		s.log.Warn("not all holders of the kernel's files can be asked", "error", err)
 	}
 	if b, ok := s.backend.(*erofs.Backend); ok {
-		return b.Reclaim(names, s.devices.Load)
+		return b.Reclaim(names, s.devices.Load) //nolint:contextcheck // guards live until the backend is closed
 	}
 	return nil
 }

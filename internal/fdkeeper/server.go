@@ -59,8 +59,9 @@ type Server struct {
 	mu   sync.Mutex
 	sets map[string]*held
 	// names are the keys of sets in order, or nil if they must be sorted again.
-	names []string
-	fds   int
+	names   []string
+	fds     int
+	clients int
 }
 
 // held is a set as plain numbers: an os.File per descriptor would cost ten
@@ -118,9 +119,24 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 		wg.Go(func() {
 			defer func() { <-room }()
+			s.count(1)
+			defer s.count(-1)
 			s.serveConn(ctx, c)
 		})
 	}
+}
+
+func (s *Server) count(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients += n
+}
+
+// Clients returns how many connections there are.
+func (s *Server) Clients() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.clients
 }
 
 // acceptFailed returns nil if accepting should go on: a shortage of descriptors
