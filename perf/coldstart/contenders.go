@@ -118,7 +118,7 @@ func (t *trial) damselfly(ctx context.Context, backend string) error {
 		}
 		st, err := t.start(ctx, host, n.containerd, t.img.ref())
 		if err == nil {
-			err = n.check(ctx)
+			err = errors.Join(n.check(ctx), n.waits(ctx, &st))
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", host, err)
@@ -211,6 +211,16 @@ func (n *node) check(ctx context.Context) error {
 		}
 	}
 	return fmt.Errorf("the image is not mounted by %s", n.backend)
+}
+
+// waits notes which reads had to wait.
+func (n *node) waits(ctx context.Context, st *start) error {
+	m, err := n.snapshotter.Metrics(ctx)
+	if err != nil {
+		return err
+	}
+	st.Waits, st.WaitSeconds = m.Sum("damselfly_mount_fill_seconds_count"), m.Total("damselfly_mount_fill_seconds_sum")
+	return nil
 }
 
 // settle returns when the supernode knows what the start has read, and the

@@ -30,6 +30,10 @@ type start struct {
 	// the command had ended.
 	RegistryBytes int64 `json:"registry_sent_bytes"`
 	NodeBytes     int64 `json:"node_received_bytes"`
+	// Waits are the reads that had to wait for content of a lazy image, both runs
+	// together, WaitSeconds what they waited; readers wait at the same time.
+	Waits       int64   `json:"waits,omitempty"`
+	WaitSeconds float64 `json:"wait_seconds,omitempty"`
 }
 
 // measure is the benchmark.
@@ -62,8 +66,8 @@ func (s *site) measure(ctx context.Context, r *result, with string, img *image, 
 	s.starts++
 	t := &trial{s: s, dir: s.path(strconv.Itoa(s.starts)), img: img, command: c}
 	t.report = func(kind string, st start) {
-		s.o.log("%-7s %-16s %-22s pull %6.3f s, run %6.3f s, total %6.3f s, warm %.3f s; %.1f MB from the registry, %.1f MB to the node",
-			img.name, c.name, kind, st.Pull, st.Run, st.Total, st.Warm, float64(st.RegistryBytes)/mb, float64(st.NodeBytes)/mb)
+		s.o.log("%-7s %-16s %-28s pull %6.3f s, run %6.3f s, total %6.3f s, warm %.3f s; %.1f MB from the registry, %.1f MB to the node; %d waits of %.3f s in all",
+			img.name, c.name, kind, st.Pull, st.Run, st.Total, st.Warm, float64(st.RegistryBytes)/mb, float64(st.NodeBytes)/mb, st.Waits, st.WaitSeconds)
 		r.add(img, c, kind, st)
 	}
 	defer func() {

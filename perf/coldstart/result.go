@@ -73,6 +73,8 @@ func (r *result) add(img *image, c command, with string, st start) {
 		Warm:          median(w.Starts, func(s start) float64 { return s.Warm }),
 		RegistryBytes: median(w.Starts, func(s start) int64 { return s.RegistryBytes }),
 		NodeBytes:     median(w.Starts, func(s start) int64 { return s.NodeBytes }),
+		Waits:         median(w.Starts, func(s start) int64 { return s.Waits }),
+		WaitSeconds:   median(w.Starts, func(s start) float64 { return s.WaitSeconds }),
 	}
 	w.Fastest, w.Slowest = w.Starts[0].Total, w.Starts[0].Total
 	for _, s := range w.Starts {
@@ -128,15 +130,15 @@ func (r *result) sorted() []*row {
 func (r *result) table(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	print := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
-	print("\nIMAGE\tCOMMAND\tWITH\tpull s\trun s\ttotal s\tfrom–to s\tbound s\twarm run s\tregistry MB\tnode MB")
+	print("\nIMAGE\tCOMMAND\tWITH\tpull s\trun s\ttotal s\tfrom–to s\tbound s\twarm run s\tregistry MB\tnode MB\twaits\tof s")
 	for _, x := range r.sorted() {
 		bound := ""
 		if x.Bound > 0 {
 			bound = fmt.Sprintf("%.3f", x.Bound)
 		}
 		m := x.Median
-		print("%s (%.0f MB)\t%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f–%.3f\t%s\t%.3f\t%.1f\t%.1f", x.Image, float64(x.LayerBytes)/mb, x.Command, x.With,
-			m.Pull, m.Run, m.Total, x.Fastest, x.Slowest, bound, m.Warm, float64(m.RegistryBytes)/mb, float64(m.NodeBytes)/mb)
+		print("%s (%.0f MB)\t%s\t%s\t%.3f\t%.3f\t%.3f\t%.3f–%.3f\t%s\t%.3f\t%.1f\t%.1f\t%d\t%.3f", x.Image, float64(x.LayerBytes)/mb, x.Command, x.With,
+			m.Pull, m.Run, m.Total, x.Fastest, x.Slowest, bound, m.Warm, float64(m.RegistryBytes)/mb, float64(m.NodeBytes)/mb, m.Waits, m.WaitSeconds)
 	}
 	print("medians of %d; containerd %s, links of %s, %d processors, Linux %s", r.Repeat, r.Containerd, r.Rate, r.CPUs, r.Kernel)
 	_ = w.Flush()

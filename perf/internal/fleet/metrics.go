@@ -36,15 +36,18 @@ func ParseMetrics(text string) (Metrics, error) {
 	return m, nil
 }
 
-// Sum adds up all samples of a metric, whatever their labels.
-func (m Metrics) Sum(name string) int64 {
+// Sum adds up all samples of a metric that counts, whatever their labels.
+func (m Metrics) Sum(name string) int64 { return int64(m.Total(name)) }
+
+// Total adds up all samples of a metric, whatever their labels.
+func (m Metrics) Total(name string) float64 {
 	var sum float64
 	for key, v := range m {
 		if key == name || strings.HasPrefix(key, name+"{") {
 			sum += v
 		}
 	}
-	return int64(sum)
+	return sum
 }
 
 // By adds up the samples of a metric for each value of one of its labels.

@@ -11,7 +11,7 @@ import (
 const Snapshotter = "snapshotter"
 
 // SnapshotterOptions say how to run a snapshotter with its keeper. All but
-// Backend and TrustPolicy are required.
+// Backend, TrustPolicy and Flags are required.
 type SnapshotterOptions struct {
 	Host     Host
 	Program  string
@@ -21,6 +21,8 @@ type SnapshotterOptions struct {
 	Dir         string
 	Backend     string // default: auto
 	TrustPolicy string // file; default: only the supernode's keys
+	// Flags are others of the program; default none.
+	Flags []string
 }
 
 // Address returns the socket for containerd.
@@ -42,13 +44,29 @@ func (o SnapshotterOptions) args() []string {
 	if o.TrustPolicy != "" {
 		args = append(args, "--trust-policy", o.TrustPolicy)
 	}
-	return args
+	return append(args, o.Flags...)
 }
 
 // LazyNode is a snapshotter with its keeper.
 type LazyNode struct {
 	*Daemon
 	keeper *Process
+	o      SnapshotterOptions
+}
+
+// Keeper returns the keeper's process.
+func (n *LazyNode) Keeper() *Process { return n.keeper }
+
+// Restart ends the snapshotter, not the keeper, starts another one and waits until
+// that is ready.
+func (n *LazyNode) Restart(ctx context.Context) error {
+	n.Daemon.Stop()
+	d, err := n.o.start(ctx)
+	if err != nil {
+		return err
+	}
+	n.Daemon = d
+	return nil
 }
 
 // StartSnapshotter starts a keeper and a snapshotter and waits until the latter
@@ -61,12 +79,16 @@ func StartSnapshotter(ctx context.Context, o SnapshotterOptions) (*LazyNode, err
 	if err != nil {
 		return nil, err
 	}
-	d, err := start(ctx, o.Host, "snapshotter", o.Dir, o.Program, o.HTTP, o.args())
+	d, err := o.start(ctx)
 	if err != nil {
 		keeper.Kill()
 		return nil, err
 	}
-	return &LazyNode{Daemon: d, keeper: keeper}, nil
+	return &LazyNode{Daemon: d, keeper: keeper, o: o}, nil
+}
+
+func (o SnapshotterOptions) start(ctx context.Context) (*Daemon, error) {
+	return start(ctx, o.Host, "snapshotter", o.Dir, o.Program, o.HTTP, o.args())
 }
 
 // Stop ends both. What is mounted stays.
