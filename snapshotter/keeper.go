@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/damselfly-io/damselfly/internal/cli"
 	"github.com/damselfly-io/damselfly/internal/fdkeeper"
 )
@@ -31,6 +33,9 @@ type keeper struct {
 	spare   *spare // nil with systemd
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
+
+	mu   sync.Mutex
+	kept map[string][]*os.File // of the sets that are held, until they are dropped
 }
 
 // openKeeper connects to the holders, and sees to it that each has all.
@@ -38,7 +43,7 @@ func openKeeper(ctx context.Context, c *Config, log *slog.Logger) (_ *keeper, er
 	if _, err := fdkeeper.RaiseFileLimit(descriptors); err != nil {
 		log.Warn("few files can be open: few images can be mounted", "error", err)
 	}
-	k := &keeper{}
+	k := &keeper{kept: map[string][]*os.File{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.close())
@@ -94,11 +99,35 @@ func besideSocket(socket, suffix string) string {
 	return strings.TrimSuffix(socket, ext) + suffix + ext
 }
 
-// Put has files held under a name.
+// Put has files held under a name. They may be closed afterwards.
 func (k *keeper) Put(name string, meta []byte, files ...*os.File) error {
 	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
 	defer cancel()
-	return k.holders.Put(ctx, fdkeeper.Set{Name: name, Meta: meta, Files: files})
+	own, err := duplicates(files)
+	if err != nil {
+		return err
+	}
+	err = k.holders.Put(ctx, fdkeeper.Set{Name: name, Meta: meta, Files: own})
+	if err != nil {
+		closeAll(own)
+		return err
+	}
+	k.keep(name, own)
+	return nil
+}
+
+// keep closes what was kept under a name before: the holders are given what a
+// restarted one of them lacks from these files.
+func (k *keeper) keep(name string, files []*os.File) {
+	k.mu.Lock()
+	old := k.kept[name]
+	if files == nil {
+		delete(k.kept, name)
+	} else {
+		k.kept[name] = files
+	}
+	k.mu.Unlock()
+	closeAll(old)
 }
 
 // Get returns new descriptors of the files held under a name; the error wraps
@@ -110,14 +139,57 @@ func (k *keeper) Get(name string) ([]byte, []*os.File, error) {
 	if errors.Is(err, fdkeeper.ErrNotFound) {
 		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
 	}
-	return set.Meta, set.Files, err
+	if err != nil {
+		return nil, nil, err
+	}
+	k.keep(name, set.Files)
+	files, err := duplicates(set.Files)
+	return set.Meta, files, err
 }
 
 // Drop forgets a name.
 func (k *keeper) Drop(name string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), holdTimeout)
 	defer cancel()
-	return k.holders.Drop(ctx, name)
+	err := k.holders.Drop(ctx, name)
+	k.keep(name, nil)
+	return err
+}
+
+// duplicates returns new descriptors of files, all or none.
+func duplicates(files []*os.File) ([]*os.File, error) {
+	all := make([]*os.File, 0, len(files))
+	for _, f := range files {
+		d, err := duplicate(f)
+		if err != nil {
+			closeAll(all)
+			return nil, fmt.Errorf("duplicate the descriptor of %s: %w", f.Name(), err)
+		}
+		all = append(all, d)
+	}
+	return all, nil
+}
+
+// duplicate leaves the mode of f as it is, which File.Fd would not.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, dupErr
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil // #nosec G115 -- a descriptor
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // a duplicate that nothing was written through
+	}
 }
 
 // names returns what is held.
@@ -150,6 +222,9 @@ func (k *keeper) stop() {
 
 func (k *keeper) close() error {
 	k.stop()
+	for _, files := range k.kept {
+		closeAll(files)
+	}
 	var errs []error
 	for _, c := range k.closers {
 		errs = append(errs, c())
