@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -34,18 +35,43 @@ type daemon struct {
 	name, http, mirror string
 	path               string
 	args               []string
+	at                 place
+	home               *testing.T // ends it, also if a subtest has started it again
+}
+
+// place is where a process runs: on the loopback of this network by default.
+type place struct {
+	ip     string
+	prefix []string // words before the command
+}
+
+// address returns one that nobody listens on.
+func (p place) address(t *testing.T) string {
+	t.Helper()
+	addr := freeAddress(t)
+	if p.ip == "" {
+		return addr
+	}
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return net.JoinHostPort(p.ip, port)
 }
 
 // clusterOptions changes what the daemons are run with.
-type clusterOptions struct{ supernode, node []string }
+type clusterOptions struct {
+	supernode, node []string
+	at              place // of the supernode
+}
 
 // newCluster runs a supernode.
 func newCluster(t *testing.T, upstream string, o clusterOptions) *cluster {
 	t.Helper()
-	c := &cluster{dir: shortDir(t), upstream: upstream, grpc: freeAddress(t), nodeArgs: o.node}
-	d := &daemon{name: "supernode", http: freeAddress(t), path: program(t, "supernode")}
+	c := &cluster{dir: shortDir(t), upstream: upstream, grpc: o.at.address(t), nodeArgs: o.node}
+	d := &daemon{name: "supernode", http: o.at.address(t), path: program(t, "supernode"), at: o.at}
 	d.args = append([]string{
-		"--name", "supernode", "--http", d.http, "--grpc", c.grpc, "--peer", freeAddress(t),
+		"--name", "supernode", "--http", d.http, "--grpc", c.grpc, "--peer", o.at.address(t),
 		"--data-dir", filepath.Join(c.dir, "supernode"), "--cache-min-free", "0",
 	}, o.supernode...)
 	c.supernode = d
@@ -56,16 +82,31 @@ func newCluster(t *testing.T, upstream string, o clusterOptions) *cluster {
 // run starts a daemon, or starts it again.
 func (c *cluster) run(t *testing.T, d *daemon) {
 	t.Helper()
-	d.process = start(t, d.name, filepath.Join(c.dir, d.name+".log"), d.path, d.args...)
+	d.launch(t, c.dir)
 	d.awaitHTTP(t, "http://"+d.http+"/readyz")
+}
+
+// launch starts a daemon and waits for nothing.
+func (d *daemon) launch(t *testing.T, dir string) {
+	t.Helper()
+	if d.home == nil {
+		d.home = t
+	}
+	words := append(append(append([]string{}, d.at.prefix...), d.path), d.args...)
+	d.process = start(d.home, d.name, filepath.Join(dir, d.name+".log"), words[0], words[1:]...)
 }
 
 // node runs a dfdaemon and waits until it has joined.
 func (c *cluster) node(t *testing.T, name string) *daemon {
 	t.Helper()
-	d := &daemon{name: name, http: freeAddress(t), mirror: freeAddress(t), path: program(t, "dfdaemon")}
+	return c.nodeAt(t, name, place{})
+}
+
+func (c *cluster) nodeAt(t *testing.T, name string, at place) *daemon {
+	t.Helper()
+	d := &daemon{name: name, http: at.address(t), mirror: at.address(t), path: program(t, "dfdaemon"), at: at}
 	d.args = append([]string{
-		"--name", name, "--supernode", c.grpc, "--http", d.http, "--mirror", d.mirror, "--peer", freeAddress(t),
+		"--name", name, "--supernode", c.grpc, "--http", d.http, "--mirror", d.mirror, "--peer", at.address(t),
 		"--socket", filepath.Join(c.dir, name+".sock"), "--data-dir", filepath.Join(c.dir, name), "--cache-min-free", "0",
 		"--allow-registry", registryName + "=" + c.upstream,
 	}, c.nodeArgs...)

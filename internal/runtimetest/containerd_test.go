@@ -1,14 +1,18 @@
 package runtimetest
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,20 +23,54 @@ import (
 // files of one directory.
 type containerd struct {
 	*process
+	release
+	name               string
 	dir, socket, hosts string
+	home               *testing.T // ends it, also if a subtest has started it again
+}
+
+// release is a containerd that is installed or was built.
+type release struct {
+	daemon, tool string
+	env          []string // nil: that of this process
+	// transfer is whether ctr pulls by the transfer service, whose snapshots have
+	// labels that say what they are of.
+	transfer bool
+	// prefix are words before every command: in which network it runs.
+	prefix []string
+}
+
+// installed is the containerd of the machine.
+func installed(t *testing.T) release {
+	t.Helper()
+	return release{daemon: testenv.Tool(t, "containerd"), tool: testenv.Tool(t, "ctr")}
+}
+
+// command is a command of a release, in its network and environment.
+func (r release) command(ctx context.Context, path string, args ...string) *exec.Cmd {
+	words := append(append(append([]string{}, r.prefix...), path), args...)
+	cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+	cmd.Env = r.env
+	return cmd
 }
 
 // deadServer is an upstream that a pull must not need: whatever goes past the
 // mirror fails.
 const deadServer = "http://127.0.0.1:1"
 
-// startContainerd runs a containerd whose only way to the registry is mirror;
-// with an empty mirror, the test writes hosts.toml itself. config is added to
-// its configuration.
+// startContainerd runs the machine's containerd, whose only way to the registry
+// is mirror; with an empty mirror, the test writes hosts.toml itself. config is
+// added to its configuration.
 func startContainerd(t *testing.T, name, mirror string, config ...string) *containerd {
 	t.Helper()
+	return installed(t).start(t, name, mirror, config...)
+}
+
+// start is startContainerd for a release.
+func (r release) start(t *testing.T, name, mirror string, config ...string) *containerd {
+	t.Helper()
 	dir := shortDir(t)
-	c := &containerd{dir: dir, socket: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "hosts")}
+	c := &containerd{release: r, home: t, name: name, dir: dir, socket: filepath.Join(dir, "c.sock"), hosts: filepath.Join(dir, "hosts")}
 	if mirror != "" {
 		hosts := filepath.Join(subdir(t, c.hosts, registryName), "hosts.toml")
 		text := fmt.Sprintf("server = %q\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", deadServer, mirror)
@@ -40,22 +78,34 @@ func startContainerd(t *testing.T, name, mirror string, config ...string) *conta
 			t.Fatal(err)
 		}
 	}
-	file := filepath.Join(dir, "config.toml")
 	// No CRI: it would look after pods and a network. No opt: it makes
 	// /opt/containerd.
 	text := fmt.Sprintf(`version = 2
 root = %q
 state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 [debug]
   level = "warn"
 [grpc]
   address = %q
-%s`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, strings.Join(config, ""))
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+[ttrpc]
+  address = %q
+%s`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket, c.socket+".ttrpc", strings.Join(config, ""))
+	if err := os.WriteFile(c.config(), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.process = start(t, "containerd of "+name, filepath.Join(dir, "log"), testenv.Tool(t, "containerd"), "--config", file)
+	c.run(t)
+	return c
+}
+
+func (c *containerd) config() string { return filepath.Join(c.dir, "config.toml") }
+
+// run starts the daemon, or starts it again.
+func (c *containerd) run(t *testing.T) {
+	t.Helper()
+	//nolint:contextcheck // it outlives the context of the test, whose cleanup ends it
+	cmd := c.command(context.Background(), c.daemon, "--config", c.config())
+	c.process = startCommand(c.home, "containerd of "+c.name, filepath.Join(c.dir, "log"), cmd)
 	testenv.Eventually(t, func() bool {
 		if c.ended() {
 			t.Fatalf("containerd has ended:\n%s", tail(c.log))
@@ -63,12 +113,27 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 		_, err := c.ctr(t, "version")
 		return err == nil
 	}, "containerd answers")
-	return c
 }
 
 // ctr runs ctr on this containerd.
 func (c *containerd) ctr(t *testing.T, args ...string) (string, error) {
-	return command(t.Context(), testenv.Tool(t, "ctr"), append([]string{"--address", c.socket}, args...)...)
+	return c.ctrFor(t, time.Minute, args...)
+}
+
+// ctrFor is ctr with a time limit. What it complains about is returned only if
+// it fails: releases that are about to drop something say so every time.
+func (c *containerd) ctrFor(t *testing.T, limit time.Duration, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := c.command(ctx, c.tool, append([]string{"--address", c.socket}, args...)...)
+	cmd.WaitDelay = 5 * time.Second
+	var said, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &complaint
+	err := cmd.Run()
+	if err != nil {
+		said.Write(complaint.Bytes())
+	}
+	return said.String(), err
 }
 
 func (c *containerd) must(t *testing.T, args ...string) string {

@@ -20,7 +20,7 @@ var programs = sync.OnceValues(func() (string, error) {
 	}
 	out := dir + string(filepath.Separator)
 	for _, args := range [][]string{
-		{"./cmd/supernode", "./cmd/dfdaemon", "./cmd/dfctl"},
+		{"./cmd/supernode", "./cmd/dfdaemon", "./cmd/snapshotter", "./cmd/dfctl"},
 		{"-ldflags=-s -w", "./internal/runtimetest/testdata/hello"},
 	} {
 		cmd := exec.Command("go", append([]string{"build", "-trimpath", "-o", out}, args...)...)

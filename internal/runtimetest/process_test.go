@@ -29,11 +29,18 @@ type process struct {
 // test fails.
 func start(t *testing.T, name, log, path string, args ...string) *process {
 	t.Helper()
+	return startCommand(t, name, log, exec.Command(path, args...))
+}
+
+// startCommand runs a command that has not been started.
+func startCommand(t *testing.T, name, log string, cmd *exec.Cmd) *process {
+	t.Helper()
+	_, err := os.Stat(log)
+	again := err == nil // the first start shows what all have printed
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	// The kernel ends it should this process die without its cleanups.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -58,7 +65,7 @@ func start(t *testing.T, name, log, path string, args ...string) *process {
 	}
 	t.Cleanup(func() {
 		p.stop()
-		if t.Failed() {
+		if t.Failed() && !again {
 			t.Logf("%s:\n%s", name, tail(log))
 		}
 	})

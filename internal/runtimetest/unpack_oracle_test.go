@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -91,7 +90,7 @@ func (c *containerd) unpack(t *testing.T, p *packedImage, n int, snapshotter str
 		t.Fatal(err)
 	}
 	// It may take longer than command waits.
-	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "ctr"), "--address", c.socket,
+	cmd := c.command(t.Context(), c.tool, "--address", c.socket,
 		"images", "import", "--snapshotter", snapshotter, "--base-name", "registry.test/"+path.Base(p.chainID(n)), name)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(out))
