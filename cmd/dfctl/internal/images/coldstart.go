@@ -20,6 +20,9 @@ import (
 // maxLibraries bounds the libraries that are followed from a program.
 const maxLibraries = 256
 
+// usualPath is where commands are looked for if an image says nothing.
+const usualPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // shownMissing is how many missing paths are named in the text.
 const shownMissing = 3
 
@@ -147,7 +150,7 @@ func (c *starter) find(command string) string {
 	if strings.Contains(command, "/") {
 		return path.Join("/", c.dir, command)
 	}
-	search := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	search := usualPath
 	for _, e := range c.env {
 		if v, ok := strings.CutPrefix(e, "PATH="); ok {
 			search = v

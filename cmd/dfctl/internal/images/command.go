@@ -38,7 +38,7 @@ type group struct {
 func Command(console *output.Console) *cobra.Command {
 	g := &group{console: console}
 	cmd := &cobra.Command{
-		Use:   "image",
+		Use:   groupName,
 		Short: "Make, show, verify and export the indexes of images",
 		Long: `Make, show, verify and export the indexes of images.
 
@@ -53,7 +53,8 @@ spoken to over plain HTTP.
 ` + exit.Summary,
 	}
 	g.format.AddFlag(cmd.PersistentFlags())
-	cmd.AddCommand(g.convertCommand(), g.inspectCommand(), g.verifyCommand(), g.diffCommand(), g.exportCommand())
+	cmd.AddCommand(g.convertCommand(), g.inspectCommand(), g.verifyCommand(), g.diffCommand(), g.exportCommand(),
+		g.mountCommand(), g.traceCommand(), enterCommand())
 	return cmd
 }
 

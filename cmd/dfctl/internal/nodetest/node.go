@@ -43,6 +43,10 @@ type Node struct {
 	URLs   map[string]*Content
 	Tasks  []*apiv1.TaskStatus
 	Usage  apiv1.CacheUsageResponse
+	// Profiles are what is known of images, by the digest of their manifest.
+	Profiles map[string][]*apiv1.Access
+	// NodeInfo is what Info answers.
+	NodeInfo apiv1.InfoResponse
 
 	mu     sync.Mutex
 	opened []*apiv1.OpenRequest
@@ -139,6 +143,9 @@ func (n *Node) Read(req *apiv1.ReadRequest, stream grpc.ServerStreamingServer[ap
 	n.mu.Lock()
 	n.reads = append(n.reads, req)
 	c := n.byTask[req.TaskId]
+	if c == nil && req.Source != nil {
+		c = n.URLs[req.Source.Url]
+	}
 	n.mu.Unlock()
 	switch {
 	case c == nil:
@@ -147,6 +154,9 @@ func (n *Node) Read(req *apiv1.ReadRequest, stream grpc.ServerStreamingServer[ap
 		return status.Error(codes.OutOfRange, "offset beyond the end")
 	}
 	end := int64(len(c.Data))
+	if req.Length > 0 {
+		end = min(end, req.Offset+req.Length)
+	}
 	if c.StopAt > 0 {
 		end = c.StopAt
 	}
@@ -222,4 +232,15 @@ func (n *Node) CachePrune(_ context.Context, req *apiv1.CachePruneRequest) (*api
 		return true
 	})
 	return resp, nil
+}
+
+// Profile implements apiv1.NodeServer.
+func (n *Node) Profile(_ context.Context, req *apiv1.ProfileRequest) (*apiv1.ProfileResponse, error) {
+	return &apiv1.ProfileResponse{Accesses: n.Profiles[req.Image]}, nil
+}
+
+// Info implements apiv1.NodeServer.
+func (n *Node) Info(context.Context, *apiv1.InfoRequest) (*apiv1.InfoResponse, error) {
+	i := &n.NodeInfo
+	return &apiv1.InfoResponse{Version: i.Version, Name: i.Name, Connected: i.Connected, TrustKeys: i.TrustKeys, HttpSocket: i.HttpSocket}, nil
 }
