@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/prometheus/client_golang/prometheus"
@@ -84,6 +85,9 @@ type snapshotter struct {
 	backend   backend.Backend
 	images    *lazy.Images
 	snapshots *snapshots.Snapshotter
+
+	// tables is images as the device store sees them: nil until they are there.
+	tables atomic.Pointer[lazy.Images]
 }
 
 // open makes the parts, in order of dependence.
@@ -100,6 +104,7 @@ func (s *snapshotter) open(ctx context.Context) (err error) {
 		Dir: filepath.Join(c.DataDir, "devices"), Limit: int64(c.CacheSize), MinFree: int64(c.CacheMinFree), Log: s.log,
 		OnEvict: func(_ device.Key, freed int64) { s.metrics.evicted.Add(float64(freed)) },
 		OnLost:  s.lost,
+		Keep:    s.keep,
 	})
 	if err != nil {
 		return fmt.Errorf("data-dir: %w", err)
@@ -133,12 +138,14 @@ func (s *snapshotter) openImages(ctx context.Context) (err error) {
 	}
 	s.images, err = lazy.New(lazy.Options{
 		Dir: filepath.Join(c.DataDir, "lazy"), Devices: s.devices, Backend: s.backend,
-		Registry: s.registry, Policy: p.get, Off: !c.Lazy, Timeout: c.LookupTimeout, KeepNo: c.LookupKeep,
+		Registry: s.registry, Policy: p.get, RefuseBound: !c.TrustBound, Off: !c.Lazy, Usable: s.keeper.usable,
+		Timeout: c.LookupTimeout, KeepNo: c.LookupKeep,
 		Mounted: s.mounted, Ready: s.metrics.ready.Observe, Log: s.log,
 	})
 	if err != nil {
 		return err
 	}
+	s.tables.Store(s.images)
 	s.snapshots, err = snapshots.New(ctx, snapshots.Options{
 		Root: filepath.Join(c.DataDir, "snapshots"), Images: s.images, Log: s.log, AsyncRemove: true, RemapIDs: true,
 		Decided: func(d snapshots.Decided) { s.metrics.decided(d.Reason.Code) },
@@ -146,9 +153,7 @@ func (s *snapshotter) openImages(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
-	if err := s.reclaim(ctx); err != nil {
-		return err
-	}
+	s.reclaim(ctx)
 	s.devices.Recovered()
 	// Only now is known what is still needed of what the holders have.
 	s.keeper.run(s.log) //nolint:contextcheck // it lives until close
@@ -156,15 +161,14 @@ func (s *snapshotter) openImages(ctx context.Context) (err error) {
 }
 
 // reclaim settles what the holders have of mounts that are not there any more.
-func (s *snapshotter) reclaim(ctx context.Context) error {
+func (s *snapshotter) reclaim(ctx context.Context) {
 	names, err := s.keeper.names(ctx)
 	if err != nil {
 		s.log.Warn("not all holders of the kernel's files can be asked", "error", err)
 	}
 	if b, ok := s.backend.(*erofs.Backend); ok {
-		return b.Reclaim(names, s.devices.Load) //nolint:contextcheck // guards live until the backend is closed
+		b.Reclaim(names, s.devices.Load) //nolint:contextcheck // guards live until the backend is closed
 	}
-	return nil
 }
 
 // registry opens a repository through the daemon, which has the credentials.
@@ -193,6 +197,13 @@ func (s *snapshotter) lost(d *device.Device, groups []int) {
 	s.metrics.lost.Add(float64(len(groups)))
 	s.log.Error("content was found damaged on the disk: it is fetched again", "device", d.Path(), "groups", groups)
 	s.ahead.Refill(d, groups)
+}
+
+// keep reports whether the table of a device is needed once its content is
+// evicted.
+func (s *snapshotter) keep(key device.Key) bool {
+	images := s.tables.Load()
+	return images == nil || images.Keep(key)
 }
 
 // background is what package ahead uses of a filler.
@@ -229,6 +240,9 @@ func (s *snapshotter) close() {
 	}
 	if s.snapshots != nil {
 		s.logged("closing the snapshots", s.snapshots.Close())
+	}
+	if s.images != nil {
+		s.images.Stop() // it mounts
 	}
 	if s.backend != nil {
 		s.logged("closing the backend", s.backend.Close())

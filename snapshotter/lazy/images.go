@@ -12,7 +12,6 @@ import (
 
 	csnapshots "github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
@@ -30,8 +29,14 @@ type Options struct {
 	Registry Registry
 	// Policy says whose indexes are used. It is asked for each lookup.
 	Policy func(ctx context.Context) (*trust.Policy, error)
+	// RefuseBound makes ordinary images of those whose index nobody but their
+	// author vouches for, by the image's manifest.
+	RefuseBound bool
 	// Off makes every image an ordinary one. What is lazy already stays so.
 	Off bool
+	// Usable reports why a mount that is made now could not be kept over a restart.
+	// Then images are ordinary. The answer counts for five seconds. May be nil.
+	Usable func(ctx context.Context) error
 	// Timeout is how long a pull waits for a lookup; default 1 s. KeepNo is how
 	// long it counts that there is no index; default 1 min.
 	Timeout, KeepNo time.Duration
@@ -44,7 +49,11 @@ type Options struct {
 	// be used.
 	Ready func(seconds float64)
 	Log   *slog.Logger
+	// Now and After are the clock; default that of package time.
 	Now   func() time.Time
+	After func(time.Duration) <-chan time.Time
+
+	kernel kernel // tests have their own
 }
 
 func (o *Options) setDefaults() {
@@ -53,6 +62,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.After == nil {
+		o.After = time.After
 	}
 	if o.Timeout == 0 {
 		o.Timeout = time.Second
@@ -66,82 +78,89 @@ func (o *Options) setDefaults() {
 	if o.Ready == nil {
 		o.Ready = func(float64) {}
 	}
+	if o.kernel == nil {
+		o.kernel = linux{}
+	}
 }
-
-// keepYes is how long the indexes of an image are remembered after a lookup: for
-// its other layers, and the same image in another namespace.
-const keepYes = 2 * time.Minute
 
 // Images decides about layers and mounts chains. It is a snapshots.Images.
 type Images struct {
 	o       Options
+	indexes *indexes
+	layers  *layers
 	lookups *lookups
 	mounts  *mounts
+	usable  usable
+	asked   asked
 	ctx     context.Context //nolint:containedctx // the lifetime of what pulls set off and do not wait for
 	cancel  context.CancelFunc
-	wg      sync.WaitGroup
+	// ahead bounds the mounts that nobody waits for.
+	ahead chan struct{}
 
-	mu sync.Mutex
-	// layers are the lazy layers there are, by chain ID, with their index.
-	layers map[digest.Digest]digest.Digest
-	// idle is since when chains that are mounted have not been used.
+	mu     sync.Mutex // taken after that of a mounting
+	closed bool
+	wg     sync.WaitGroup
+	// used are the chains whose mounts are in use, idle is since when others that
+	// may be mounted are not.
+	used map[digest.Digest]bool
 	idle map[digest.Digest]time.Time
-	// asked are the images that containerd has asked for, by key.
-	asked map[string]Asked
 }
 
-// Asked is an image that containerd has asked for.
-type Asked struct {
-	Reference string
-	Manifest  digest.Digest
-	At        time.Time
-	// Reason is why it is not lazy; zero if it is.
-	Reason snapshots.Reason
-	// TrustedBy says who vouches for its index.
-	TrustedBy string
-}
+// maxAhead bounds the mounts at a time that nobody waits for.
+const maxAhead = 2
 
-// maxAsked bounds what Asked returns.
-const maxAsked = 1000
-
-// New returns images. The caller closes it.
+// New returns images. It starts nothing; the caller closes it.
 func New(o Options) (*Images, error) {
 	o.setDefaults()
 	x, err := openIndexes(filepath.Join(o.Dir, "indexes"))
 	if err != nil {
 		return nil, fmt.Errorf("open the indexes in %s: %w", o.Dir, err)
 	}
-	dir := filepath.Join(o.Dir, "mounts")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
 	im := &Images{
-		o: o, layers: map[digest.Digest]digest.Digest{}, idle: map[digest.Digest]time.Time{}, asked: map[string]Asked{},
-		lookups: &lookups{
-			registry: o.Registry, policy: o.Policy, indexes: x, log: o.Log, now: o.Now,
-			timeout: o.Timeout, keepYes: keepYes, keepNo: o.KeepNo, kept: map[string]*outcome{},
-		},
-		mounts: &mounts{
-			dir: dir, indexes: x, devices: o.Devices, backend: o.Backend, log: o.Log, mounted: o.Mounted,
-			all: map[digest.Digest]*mounting{},
-		},
+		o: o, indexes: x, layers: newLayers(x), usable: usable{check: o.Usable, timeout: o.Timeout, now: o.Now},
+		ahead: make(chan struct{}, maxAhead), used: map[digest.Digest]bool{}, idle: map[digest.Digest]time.Time{},
 	}
 	im.ctx, im.cancel = context.WithCancel(context.Background())
+	im.lookups = &lookups{
+		registry: o.Registry, policy: o.Policy, refuseBound: o.RefuseBound, indexes: x, log: o.Log, now: o.Now, after: o.After,
+		timeout: o.Timeout, keepNo: o.KeepNo, ctx: im.ctx, slots: make(chan struct{}, maxLookups),
+		flights: map[string]*flight{}, kept: map[string]*outcome{},
+	}
+	im.mounts = &mounts{
+		dir: filepath.Join(o.Dir, "mounts"), indexes: x, devices: o.Devices, backend: o.Backend, log: o.Log, mounted: o.Mounted,
+		trouble: trouble{now: o.Now}, builds: make(chan struct{}, maxBuilds), kernel: o.kernel, ctx: im.ctx, all: map[digest.Digest]*mounting{},
+	}
+	if err := os.MkdirAll(im.mounts.dir, 0o700); err != nil {
+		im.cancel()
+		return nil, fmt.Errorf("open the mounts in %s: %w", o.Dir, err)
+	}
 	return im, nil
 }
 
-// Close lets go of everything. What is mounted stays mounted.
-func (im *Images) Close() {
+// Stop ends all work under way and waits for it. What is mounted goes on. It may
+// be called again.
+func (im *Images) Stop() {
 	im.cancel()
+	im.mu.Lock()
+	im.closed = true
+	im.mu.Unlock()
+	im.lookups.close()
 	im.wg.Wait()
+}
+
+// Close is Stop, and lets go of all devices, which no backend may use any more.
+// What is mounted stays mounted.
+func (im *Images) Close() {
+	im.Stop()
 	im.mounts.close()
 }
 
+// Keep reports whether the table of a device is needed: it is that of a lazy
+// layer. It takes locks of its own only, and for a moment.
+func (im *Images) Keep(key device.Key) bool { return im.layers.need(key) }
+
 // Layer looks for the index of the layer's image.
 func (im *Images) Layer(ctx context.Context, r snapshots.Request) snapshots.Decision {
-	no := func(code, detail string) snapshots.Decision {
-		return snapshots.Decision{Reason: snapshots.Reason{Code: code, Detail: detail}}
-	}
 	if im.o.Off {
 		return no(Off, "the snapshotter's lazy is false")
 	}
@@ -149,8 +168,23 @@ func (im *Images) Layer(ctx context.Context, r snapshots.Request) snapshots.Deci
 	if err != nil {
 		return no(NoLabels, err.Error())
 	}
+	if err := im.usable.ask(ctx); err != nil {
+		return im.asked.note(req, nil, no(NoKeeper, err.Error()), im.o.Now())
+	}
+	if err := im.mounts.trouble.ask(); err != nil {
+		return im.asked.note(req, nil, no(NoBackend, err.Error()), im.o.Now())
+	}
 	o := im.lookups.find(ctx, req)
-	im.note(req, o)
+	defer im.lookups.done(o)
+	d := im.decide(req, o)
+	if d.Lazy {
+		im.mountAhead(o)
+	}
+	return im.asked.note(req, o.image, d, im.o.Now())
+}
+
+// decide makes a lazy layer of one that an image has.
+func (im *Images) decide(req request, o *outcome) snapshots.Decision {
 	if o.image == nil {
 		return snapshots.Decision{Reason: o.reason}
 	}
@@ -159,62 +193,59 @@ func (im *Images) Layer(ctx context.Context, r snapshots.Request) snapshots.Deci
 		return no(OtherLayer, fmt.Sprintf("the index of %s has no layer with chain ID %s", req.ref, req.chain))
 	}
 	layer := o.image.layers[i]
-	im.mu.Lock()
-	im.layers[req.chain] = layer.index
-	im.mu.Unlock()
-	if len(r.Below) == 0 {
-		im.mountAhead(o)
-	}
+	im.layers.add(req.chain, layer.index, layer.devices)
 	return snapshots.Decision{Lazy: true, Labels: layerLabels(o.image, layer)}
 }
 
-// note keeps what became of an image, for people who ask.
-func (im *Images) note(r request, o *outcome) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if len(im.asked) >= maxAsked {
-		clear(im.asked)
-	}
-	a := Asked{Reference: r.ref.String(), Manifest: r.manifest, At: im.o.Now(), Reason: o.reason}
-	if o.image != nil {
-		a.Manifest, a.TrustedBy = o.image.manifest, o.image.trustedBy
-	}
-	im.asked[r.key()] = a
-}
-
 // Mounts calls f for each chain that is mounted, with where. f must not keep the
-// devices.
+// devices. Chains that are just being mounted are left out.
 func (im *Images) Mounts(f func(m Mounted, dir string)) {
 	im.mounts.list(func(m Mounted) { f(m, im.mounts.root(m.Chain)) })
 }
 
 // Asked returns the images that containerd has asked for of late.
-func (im *Images) Asked() []Asked {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	all := make([]Asked, 0, len(im.asked))
-	for _, a := range im.asked {
-		all = append(all, a)
-	}
-	return all
-}
+func (im *Images) Asked() []Asked { return im.asked.list() }
 
 // mountAhead mounts all layers of an image while containerd goes through them:
 // the container will ask for the topmost.
 func (im *Images) mountAhead(o *outcome) {
-	c := Chain{Manifest: o.image.manifest}
-	for _, l := range o.image.layers {
-		c.ID = l.chain
-		c.Layers = append(c.Layers, Layer{l.index, o.image.repository})
+	if o.mounting.Swap(true) {
+		return
 	}
+	c := o.image.chain()
 	im.mu.Lock()
-	im.idle[c.ID] = im.o.Now()
-	im.mu.Unlock()
+	defer im.mu.Unlock()
+	if im.closed {
+		return
+	}
+	if !im.used[c.ID] {
+		im.idle[c.ID] = im.o.Now()
+	}
+	im.lookups.take(o)
 	im.wg.Go(func() {
-		if _, err := im.mounts.ensure(im.ctx, c, o.loaded); err != nil && im.ctx.Err() == nil {
-			im.o.Log.Warn("an image could not be mounted ahead of its container", "manifest", c.Manifest, "error", err)
-		}
+		defer im.lookups.done(o)
+		im.mountNow(c)
 	})
+}
+
+// mountNow mounts a chain that nobody waits for, unless it was removed meanwhile.
+func (im *Images) mountNow(c Chain) {
+	select {
+	case im.ahead <- struct{}{}:
+		defer func() { <-im.ahead }()
+	case <-im.ctx.Done():
+		return
+	}
+	_, err := im.mounts.ensure(im.ctx, c, func() (wanted, unused bool) {
+		im.mu.Lock()
+		defer im.mu.Unlock()
+		_, idle := im.idle[c.ID]
+		return idle, !im.used[c.ID]
+	}, func() []*chunkfmt.Index { return im.lookups.inMemory(c) })
+	im.lookups.mounted(c)
+	if err != nil && im.ctx.Err() == nil && !errors.Is(err, errUnwanted) {
+		im.o.Log.Warn("an image could not be mounted ahead of its container", "manifest", c.Manifest, "error", err)
+	}
 }
 
 // Mounted mounts a chain.
@@ -222,34 +253,24 @@ func (im *Images) Mounted(ctx context.Context, layers []snapshots.Layer) (string
 	begin := im.o.Now()
 	c := chainOf(layers)
 	im.mu.Lock()
+	unused := !im.used[c.ID]
+	im.used[c.ID] = true
 	delete(im.idle, c.ID)
 	im.mu.Unlock()
-	dir, err := im.mounts.ensure(ctx, c, im.loaded(c))
+	dir, err := im.mounts.ensure(ctx, c, func() (bool, bool) { return true, unused },
+		func() []*chunkfmt.Index { return im.lookups.inMemory(c) })
 	if err == nil {
+		im.lookups.mounted(c)
 		im.o.Ready(im.o.Now().Sub(begin).Seconds())
 	}
 	return dir, err
-}
-
-// loaded returns the indexes of a chain if a lookup has them in memory.
-func (im *Images) loaded(c Chain) []*chunkfmt.Index {
-	im.lookups.mu.Lock()
-	defer im.lookups.mu.Unlock()
-	for _, o := range im.lookups.kept {
-		if o.image == nil || o.loaded == nil {
-			continue
-		}
-		if i, ok := o.image.byChain[c.ID]; ok && i == len(c.Layers)-1 {
-			return o.loaded[:i+1]
-		}
-	}
-	return nil
 }
 
 // Idle notes since when a chain is not used.
 func (im *Images) Idle(_ context.Context, chainID string) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	delete(im.used, digest.Digest(chainID))
 	im.idle[digest.Digest(chainID)] = im.o.Now()
 }
 
@@ -257,26 +278,13 @@ func (im *Images) Idle(_ context.Context, chainID string) {
 func (im *Images) Removed(ctx context.Context, chainID string) {
 	chain := digest.Digest(chainID)
 	im.mu.Lock()
-	delete(im.layers, chain)
+	delete(im.used, chain)
 	delete(im.idle, chain)
 	im.mu.Unlock()
-	if err := im.mounts.remove(ctx, chain); err != nil {
+	if err := im.mounts.removeIf(ctx, chain, func() bool { return true }); err != nil {
 		im.o.Log.Warn("what a removed layer has left will be removed at the next start", "chain", chain, "error", err)
 	}
-	if err := im.sweepIndexes(); err != nil {
-		im.o.Log.Warn("an index that is not used any more could not be removed", "error", err)
-	}
-}
-
-// sweepIndexes removes the indexes of layers that are gone.
-func (im *Images) sweepIndexes() error {
-	im.mu.Lock()
-	used := make(map[digest.Digest]bool, len(im.layers))
-	for _, index := range im.layers {
-		used[index] = true
-	}
-	im.mu.Unlock()
-	return im.lookups.indexes.retain(func(d digest.Digest) bool { return used[d] })
+	im.layers.remove(chain)
 }
 
 // Usage is what the devices of a layer take on disk.
@@ -291,64 +299,11 @@ func (im *Images) Usage(_ context.Context, l snapshots.Layer) (csnapshots.Usage,
 	return u, nil
 }
 
-// restorers is how many mounts are taken over at a time.
-const restorers = 8
-
-// Restore takes over what an earlier process has mounted, and removes what is
-// left of layers that are gone.
-func (im *Images) Restore(ctx context.Context, layers []snapshots.Restored) error {
-	for _, r := range layers {
-		c := chainOf(r.Chain)
-		im.layers[c.ID] = c.Layers[len(c.Layers)-1].Index
-	}
-	left, err := im.mounts.onDisk()
-	if err != nil {
-		return err
-	}
-	chains := map[digest.Digest]snapshots.Restored{}
-	for _, r := range layers {
-		chains[digest.Digest(r.Chain[len(r.Chain)-1].ChainID)] = r
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(restorers)
-	for _, id := range left {
-		r, ok := chains[id]
-		group.Go(func() error {
-			if ok {
-				im.restore(ctx, r)
-			} else if err := im.mounts.remove(ctx, id); err != nil {
-				im.o.Log.Warn("what is left of a layer that is gone could not be removed", "chain", id, "error", err)
-			}
-			return ctx.Err()
-		})
-	}
-	return errors.Join(group.Wait(), im.sweepIndexes())
-}
-
-// restore takes one chain over that was mounted, or that a container needs.
-func (im *Images) restore(ctx context.Context, r snapshots.Restored) {
-	c := chainOf(r.Chain)
-	rec, err := im.mounts.read(c.ID)
-	if !r.Used && (err != nil || !rec.Mounted) {
-		return
-	}
-	if _, err := im.mounts.ensure(ctx, c, nil); err != nil {
-		im.o.Log.Error("a lazy image could not be mounted again: its containers get I/O errors until it can",
-			"chain", c.ID, "manifest", c.Manifest, "error", err)
-		return
-	}
-	if !r.Used {
-		im.Idle(ctx, c.ID.String())
-	}
-}
-
 // Run takes idle mounts away until ctx ends.
 func (im *Images) Run(ctx context.Context) error {
-	tick := time.NewTicker(min(im.o.IdleAfter, time.Minute))
-	defer tick.Stop()
 	for {
 		select {
-		case <-tick.C:
+		case <-im.o.After(min(im.o.IdleAfter, time.Minute)):
 			im.lookups.expire()
 			im.tidy(ctx)
 		case <-ctx.Done():
@@ -359,27 +314,36 @@ func (im *Images) Run(ctx context.Context) error {
 
 // tidy takes away the mounts that have been idle for long.
 func (im *Images) tidy(ctx context.Context) {
-	now := im.o.Now()
 	im.mu.Lock()
 	var over []digest.Digest
-	for chain, since := range im.idle {
-		if now.Sub(since) >= im.o.IdleAfter {
+	for chain := range im.idle {
+		if im.isOver(chain) {
 			over = append(over, chain)
 		}
 	}
 	im.mu.Unlock()
 	for _, chain := range over {
-		if err := im.mounts.removeIf(ctx, chain, func() bool { return im.takeIdle(chain) }); err != nil {
+		err := im.mounts.removeIf(ctx, chain, func() bool { return im.takeIdle(chain) })
+		if err != nil && ctx.Err() == nil {
 			im.o.Log.Warn("an idle mount could not be taken away", "chain", chain, "error", err)
+			im.Idle(ctx, chain.String())
 		}
 	}
+}
+
+// isOver reports whether a chain has been idle for long. im.mu is held.
+func (im *Images) isOver(chain digest.Digest) bool {
+	since, ok := im.idle[chain]
+	return ok && !im.used[chain] && im.o.Now().Sub(since) >= im.o.IdleAfter
 }
 
 // takeIdle reports whether a chain is still idle, and forgets that it is.
 func (im *Images) takeIdle(chain digest.Digest) bool {
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	_, ok := im.idle[chain]
+	if !im.isOver(chain) {
+		return false
+	}
 	delete(im.idle, chain)
-	return ok
+	return true
 }

@@ -35,6 +35,9 @@ const (
 	// LabelDevices are the keys of the devices with the layer's content, in
 	// hexadecimal, separated by commas: the first maxDevices of them.
 	LabelDevices = snapshots.LabelPrefix + "devices"
+	// LabelTrusted says who vouches for the index. Of one that is bound nobody but
+	// the author of the image does (docs/trust.md).
+	LabelTrusted = snapshots.LabelPrefix + "trusted-by"
 )
 
 // maxDevices of them fit in a label.
@@ -48,31 +51,52 @@ type request struct {
 	layer    digest.Digest // "" if unknown
 }
 
-// parseRequest reads the labels of a snapshot.
+// parseRequest reads the labels of a snapshot. Anybody may have written them.
 func parseRequest(chain string, labels map[string]string) (request, error) {
 	r := request{chain: digest.Digest(chain)}
 	var err error
-	name := labels[labelImage]
-	if name == "" {
-		return r, errors.New("containerd does not say which image it is: set disable_snapshot_annotations = false (CRI) or enable_remote_snapshot_annotations (transfer service)")
-	}
-	if strings.HasPrefix(name, "/") || strings.HasPrefix(name, ".") {
-		return r, fmt.Errorf("image %q is not in a registry", name)
-	}
-	if r.ref, err = image.Parse(name); err != nil {
-		return r, fmt.Errorf("image %q: %w", name, err)
-	}
-	if r.ref.Kind != image.KindRegistry {
-		return r, fmt.Errorf("image %q is not in a registry", name)
+	if r.ref, err = parseImage(labels[labelImage]); err != nil {
+		return r, err
 	}
 	for label, to := range map[string]*digest.Digest{labelManifest: &r.manifest, labelLayer: &r.layer} {
-		if v := labels[label]; v != "" {
-			if *to, err = digest.Parse(v); err != nil {
-				return r, fmt.Errorf("label %s: %w", label, err)
-			}
+		v := labels[label]
+		if v == "" {
+			continue
+		}
+		if *to, err = digest.Parse(v); err != nil {
+			return r, fmt.Errorf("label %s: %w", label, err)
+		}
+		if to.Algorithm() != digest.SHA256 {
+			return r, fmt.Errorf("label %s: %s digests are not supported", label, to.Algorithm())
 		}
 	}
 	return r, nil
+}
+
+// parseImage reads the name of an image in a registry. What image.Parse would
+// look for in the file system is made a name first.
+func parseImage(name string) (image.Ref, error) {
+	if name == "" {
+		return image.Ref{}, errors.New("containerd does not say which image it is: set disable_snapshot_annotations = false (CRI) or enable_remote_snapshot_annotations (transfer service)")
+	}
+	first, rest, ok := strings.Cut(name, "/")
+	switch {
+	case strings.HasPrefix(name, "/"), strings.HasPrefix(name, "."), strings.HasPrefix(name, "sha256:"),
+		strings.HasPrefix(name, "oci:"), strings.HasPrefix(name, "docker-archive:"):
+		return image.Ref{}, fmt.Errorf("image %.200q is not in a registry", name)
+	case !ok:
+		name = "docker.io/library/" + first
+	case !strings.ContainsAny(first, ".:") && first != "localhost":
+		name = "docker.io/" + first + "/" + rest
+	}
+	ref, err := image.Parse(name)
+	if err != nil {
+		return image.Ref{}, fmt.Errorf("image %.200q: %w", name, err)
+	}
+	if ref.Kind != image.KindRegistry {
+		return image.Ref{}, fmt.Errorf("image %.200q is not in a registry", name)
+	}
+	return ref, nil
 }
 
 // repository is HOST/REPOSITORY of a reference to a registry, as users write it.
@@ -92,7 +116,7 @@ func layerLabels(im *known, l knownLayer) map[string]string {
 	}
 	return map[string]string{
 		LabelIndex: l.index.String(), LabelRepository: im.repository, LabelManifest: im.manifest.String(),
-		LabelDevices: strings.Join(keys, ","),
+		LabelDevices: strings.Join(keys, ","), LabelTrusted: im.trustedBy,
 	}
 }
 
@@ -113,7 +137,9 @@ func chainOf(layers []snapshots.Layer) Chain {
 	for _, l := range layers {
 		c.ID = digest.Digest(l.ChainID)
 		c.Manifest = digest.Digest(l.Labels[LabelManifest])
-		c.Layers = append(c.Layers, Layer{digest.Digest(l.Labels[LabelIndex]), l.Labels[LabelRepository]})
+		c.Layers = append(c.Layers, Layer{
+			Index: digest.Digest(l.Labels[LabelIndex]), Repository: l.Labels[LabelRepository],
+		})
 	}
 	return c
 }

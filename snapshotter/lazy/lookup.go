@@ -2,23 +2,17 @@ package lazy
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
-	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 	"github.com/damselfly-io/damselfly/internal/image"
-	"github.com/damselfly-io/damselfly/internal/imageindex"
 	"github.com/damselfly-io/damselfly/snapshotter/device"
 	"github.com/damselfly-io/damselfly/snapshotter/snapshots"
 )
@@ -26,6 +20,20 @@ import (
 // Registry opens the repository of a reference for reading, by the node's own
 // right.
 type Registry func(ctx context.Context, ref image.Ref) (*image.Source, error)
+
+const (
+	// keepYes is how long the indexes of an image are remembered after a lookup:
+	// for its other layers, and the same image in another namespace.
+	keepYes = 2 * time.Minute
+	// keepPassing is the same for what is wrong with the node or the network.
+	keepPassing = 5 * time.Second
+	// maxLookups bounds the lookups at a time: each may have a large image's
+	// indexes in memory.
+	maxLookups = 8
+	// maxLoaded is of how many images the indexes stay in memory for the mount
+	// that follows a lookup. Of others they are read from disk again.
+	maxLoaded = 4
+)
 
 // known is an image whose trusted indexes are on this node.
 type known struct {
@@ -43,12 +51,29 @@ type knownLayer struct {
 	devices []device.Key
 }
 
-// outcome is what a lookup has come to.
+// chain is the chain of all layers.
+func (im *known) chain() Chain {
+	c := Chain{Manifest: im.manifest}
+	for _, l := range im.layers {
+		c.ID = l.chain
+		c.Layers = append(c.Layers, Layer{Index: l.index, Repository: im.repository})
+	}
+	return c
+}
+
+// outcome is what a lookup has come to. Whoever has one from find gives it back
+// with done: meanwhile its indexes are held.
 type outcome struct {
+	ref    string
 	image  *known
-	loaded []*chunkfmt.Index // to save decoding them again; dropped soon
 	reason snapshots.Reason
+	// mounting says that somebody sees to the mount of the image.
+	mounting atomic.Bool
+
+	// Guarded by lookups.mu.
 	until  time.Time
+	refs   int
+	loaded []*chunkfmt.Index // to save decoding them again; dropped soon
 }
 
 // lookups finds the indexes of images. Equal lookups share one, and what it came
@@ -56,80 +81,185 @@ type outcome struct {
 type lookups struct {
 	registry Registry
 	policy   func(ctx context.Context) (*trust.Policy, error)
-	indexes  *indexes
-	log      *slog.Logger
-	now      func() time.Time
-	// timeout is how long a pull waits for a lookup, keepYes and keepNo how long
-	// its outcome counts.
-	timeout, keepYes, keepNo time.Duration
+	// refuseBound makes nothing of what only the image's author vouches for.
+	refuseBound bool
+	indexes     *indexes
+	log         *slog.Logger
+	now         func() time.Time
+	after       func(time.Duration) <-chan time.Time
+	// timeout is how long a pull waits for a lookup, keepNo how long it counts
+	// that there is nothing.
+	timeout, keepNo time.Duration
 
-	flight singleflight.Group
-	mu     sync.Mutex
-	kept   map[string]*outcome // by key
+	ctx   context.Context //nolint:containedctx // lookups go on when the pull does not wait any more
+	wg    sync.WaitGroup
+	slots chan struct{}
+
+	mu      sync.Mutex
+	closed  bool
+	flights map[string]*flight
+	kept    map[string]*outcome // by key
+	loaded  []*outcome          // those that have indexes in memory, oldest first
 }
 
-// key names the image of a request.
-func (r *request) key() string { return r.ref.String() + " " + r.manifest.String() }
+// flight is a lookup under way.
+type flight struct {
+	landed chan struct{}
+	o      *outcome
+}
+
+// key names the image of a request. Containerd 1.6 does not say which of the
+// images behind a reference it is: there the layer tells them apart.
+func (r *request) key() string {
+	if r.manifest == "" {
+		return r.ref.String() + " layer " + r.layer.String()
+	}
+	return r.ref.String() + " " + r.manifest.String()
+}
 
 // find returns the image of a request, or why there is none. It takes at most
 // about l.timeout; a lookup that takes longer goes on, for the next to ask.
 func (l *lookups) find(ctx context.Context, r request) *outcome {
-	if o := l.get(r.key()); o != nil {
-		return o
-	}
-	ch := l.flight.DoChan(r.key(), func() (any, error) {
-		if o := l.get(r.key()); o != nil {
-			return o, nil
+	var late <-chan time.Time
+	for {
+		o, f := l.join(r) //nolint:contextcheck // a lookup goes on when the pull does not wait any more
+		if o != nil {
+			return o
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*l.timeout)
-		defer cancel()
-		o := l.look(ctx, r)
-		l.put(r.key(), o)
-		return o, nil
-	})
-	late := time.NewTimer(l.timeout)
-	defer late.Stop()
-	select {
-	case res := <-ch:
-		o, _ := res.Val.(*outcome)
-		return o
-	case <-late.C:
-		return &outcome{reason: snapshots.Reason{Code: Late, Detail: fmt.Sprintf("the index of %s was not found within %s", r.ref, l.timeout)}}
-	case <-ctx.Done():
-		return &outcome{reason: snapshots.Reason{Code: Late, Detail: ctx.Err().Error()}}
+		if late == nil {
+			late = l.after(l.timeout)
+		}
+		select {
+		case <-f.landed:
+			if l.take(f.o) {
+				return f.o
+			}
+		case <-late:
+			return refused(Late, fmt.Sprintf("the index of %s was not found within %s", r.ref, l.timeout))
+		case <-ctx.Done():
+			return refused(Late, ctx.Err().Error())
+		}
 	}
 }
 
-func (l *lookups) get(key string) *outcome {
+func refused(code, detail string) *outcome {
+	return &outcome{reason: snapshots.Reason{Code: code, Detail: detail}}
+}
+
+// join returns an outcome that counts or else the lookup under way.
+func (l *lookups) join(r request) (*outcome, *flight) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.kept[key]; o != nil && l.now().Before(o.until) {
+	if o := l.get(r); o != nil {
+		o.refs++
+		return o, nil
+	}
+	key := r.key()
+	f := l.flights[key]
+	if f == nil {
+		if l.closed {
+			return refused(Unreachable, "the snapshotter is ending"), nil
+		}
+		f = &flight{landed: make(chan struct{})}
+		l.flights[key] = f
+		l.wg.Go(func() { l.fly(r, f) })
+	}
+	return nil, f
+}
+
+// get returns the outcome that counts for a request. l.mu is held.
+func (l *lookups) get(r request) *outcome {
+	now := l.now()
+	if o := l.kept[r.key()]; o != nil && now.Before(o.until) {
 		return o
+	}
+	if r.manifest != "" {
+		return nil
+	}
+	for _, o := range l.kept {
+		if o.image == nil || o.ref != r.ref.String() || !now.Before(o.until) {
+			continue
+		}
+		if _, ok := o.image.byChain[r.chain]; ok {
+			return o
+		}
 	}
 	return nil
 }
 
-// put keeps an outcome and drops those whose time is over.
-func (l *lookups) put(key string, o *outcome) {
-	now := l.now()
-	o.until = now.Add(l.keepNo)
-	if o.image != nil {
-		o.until = now.Add(l.keepYes)
-	}
+// take references the outcome of a flight, unless it was dropped already.
+func (l *lookups) take(o *outcome) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if o.image != nil && o.refs == 0 {
+		return false
+	}
+	o.refs++
+	return true
+}
+
+// done gives an outcome back.
+func (l *lookups) done(o *outcome) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.drop(o)
+}
+
+// drop is done with l.mu held. The last releases what an outcome holds.
+func (l *lookups) drop(o *outcome) {
+	if o.refs--; o.refs > 0 || o.image == nil {
+		return
+	}
+	l.unload(o)
+	for _, layer := range o.image.layers {
+		l.indexes.release(layer.index)
+	}
+}
+
+// fly does a lookup and keeps what it comes to.
+func (l *lookups) fly(r request, f *flight) {
+	ctx, cancel := context.WithTimeout(l.ctx, 10*l.timeout)
+	defer cancel()
+	o, loaded := l.look(ctx, r)
+	o.ref, f.o = r.ref.String(), o
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.keep(r.key(), o, loaded)
+	delete(l.flights, r.key())
+	close(f.landed)
+}
+
+// keep keeps an outcome and drops those whose time is over. l.mu is held.
+func (l *lookups) keep(key string, o *outcome, loaded []*chunkfmt.Index) {
+	now := l.now()
+	switch {
+	case o.image != nil:
+		o.until = now.Add(keepYes)
+	case passing(o.reason.Code):
+		o.until = now.Add(min(l.keepNo, keepPassing))
+	default:
+		o.until = now.Add(l.keepNo)
+	}
 	l.expireLocked(now)
 	if old := l.kept[key]; old != nil {
-		l.forget(old)
+		l.drop(old)
 	}
 	l.kept[key] = o
+	o.refs++
+	if o.image == nil {
+		return
+	}
+	o.loaded = loaded
+	if l.loaded = append(l.loaded, o); len(l.loaded) > maxLoaded {
+		l.unload(l.loaded[0])
+	}
 }
 
 func (l *lookups) expireLocked(now time.Time) {
 	for k, o := range l.kept {
 		if !now.Before(o.until) {
-			l.forget(o)
 			delete(l.kept, k)
+			l.drop(o)
 		}
 	}
 }
@@ -141,186 +271,44 @@ func (l *lookups) expire() {
 	l.expireLocked(l.now())
 }
 
-// forget lets go of what an outcome holds.
-func (l *lookups) forget(o *outcome) {
-	if o.image != nil {
-		for _, layer := range o.image.layers {
-			l.indexes.release(layer.index)
+// unload drops the indexes of an outcome from memory. l.mu is held.
+func (l *lookups) unload(o *outcome) {
+	o.loaded = nil
+	for i, other := range l.loaded {
+		if other == o {
+			l.loaded = append(l.loaded[:i:i], l.loaded[i+1:]...)
+			return
 		}
 	}
 }
 
-// look does the lookup.
-func (l *lookups) look(ctx context.Context, r request) *outcome {
-	begin := l.now()
-	found, err := l.load(ctx, r)
-	loaded := l.now()
-	if err == nil {
-		var o *outcome
-		if o, err = l.keep(r, found); err == nil {
-			l.log.Info("found the index of an image", "image", r.ref, "manifest", o.image.manifest, "trusted", o.image.trustedBy,
-				"layers", len(o.image.layers), "fetched_in", loaded.Sub(begin), "kept_in", l.now().Sub(loaded))
-			return o
+// inMemory returns the indexes of a chain's layers if a lookup has them.
+func (l *lookups) inMemory(c Chain) []*chunkfmt.Index {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range l.loaded {
+		if all := o.image.chain().Layers; len(all) >= len(c.Layers) && sameIndexes(all[:len(c.Layers)], c.Layers) {
+			return o.loaded[:len(c.Layers)]
 		}
 	}
-	o := &outcome{reason: reasonOf(err)}
-	l.log.Info("an image is pulled the ordinary way", "image", r.ref, "manifest", r.manifest, "code", o.reason.Code, "detail", o.reason.Detail,
-		"found_out_in", l.now().Sub(begin))
-	return o
+	return nil
 }
 
-// load finds and fetches the indexes of an image.
-func (l *lookups) load(ctx context.Context, r request) (*imageindex.Loaded, error) {
-	policy, err := l.policy(ctx)
-	if err != nil {
-		return nil, local("read the trust policy", err)
+// mounted drops the indexes of an image that is mounted.
+func (l *lookups) mounted(c Chain) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, o := range l.kept {
+		if o.loaded != nil && o.image.chain().ID == c.ID {
+			l.unload(o)
+		}
 	}
-	src, err := l.registry(ctx, r.ref)
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close() //nolint:errcheck // opened for reading
-	resolved, err := l.resolve(ctx, src, r)
-	if err != nil {
-		return nil, err
-	}
-	found, err := imageindex.Find(ctx, src, resolved, policy)
-	if err == nil {
-		return imageindex.Load(ctx, src, found, chunkfmt.Limits{})
-	}
-	fromTables, tablesErr := l.tables(ctx, src, resolved)
-	if tablesErr == nil {
-		return fromTables, nil
-	}
-	if !errors.Is(tablesErr, imageindex.ErrNoIndex) {
-		err = errors.Join(err, tablesErr)
-	}
-	return nil, err
 }
 
-// tables tries the layers' own tables of contents, which is of use only if the
-// manifest binds one for every layer.
-func (l *lookups) tables(ctx context.Context, src *image.Source, r *imageindex.Resolved) (*imageindex.Loaded, error) {
-	subject, err := artifact.ParseSubject(r.Manifest)
-	if err != nil {
-		return nil, err
-	}
-	for _, layer := range subject.Layers {
-		if _, ok := trust.BoundTOC(layer); !ok {
-			return nil, imageindex.ErrNoIndex
-		}
-	}
-	r.Config, err = config(ctx, src, subject.Config)
-	if err != nil {
-		return nil, err
-	}
-	return imageindex.FromTables(ctx, src, r)
-}
-
-// maxConfig bounds the configuration of an image, in bytes.
-const maxConfig = 8 << 20
-
-func config(ctx context.Context, src *image.Source, d v1.Descriptor) (*v1.Image, error) {
-	if d.Size > maxConfig {
-		return nil, fmt.Errorf("%w: a configuration of %d bytes", artifact.ErrInvalid, d.Size)
-	}
-	data := make([]byte, d.Size)
-	if _, err := src.ReadBlobAt(ctx, d, data, 0); err != nil {
-		return nil, err
-	}
-	if got := digest.FromBytes(data); got != d.Digest {
-		return nil, fmt.Errorf("%w: the configuration %s has digest %s", image.ErrCorrupt, d.Digest, got)
-	}
-	var c v1.Image
-	if err := json.Unmarshal(data, &c); err != nil {
-		return nil, fmt.Errorf("%w: configuration %s: %w", artifact.ErrInvalid, d.Digest, err)
-	}
-	return &c, nil
-}
-
-// resolve returns the manifest of the image that a layer is being pulled for.
-func (l *lookups) resolve(ctx context.Context, src *image.Source, r request) (*imageindex.Resolved, error) {
-	if r.manifest != "" {
-		data, desc, err := src.Manifest(ctx, r.manifest.String())
-		if err != nil {
-			return nil, err
-		}
-		return &imageindex.Resolved{Descriptor: desc, Manifest: data}, nil
-	}
-	// Containerd 1.6 says only which layer it is: it is of one of the manifests
-	// behind the reference.
-	data, desc, err := src.Manifest(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	var list v1.Index
-	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", artifact.ErrInvalid, r.ref, err)
-	}
-	if len(list.Manifests) == 0 {
-		return &imageindex.Resolved{Descriptor: desc, Manifest: data}, nil
-	}
-	for _, m := range list.Manifests {
-		data, desc, err := src.Manifest(ctx, m.Digest.String())
-		if err != nil {
-			return nil, err
-		}
-		subject, err := artifact.ParseSubject(data)
-		if err != nil {
-			continue // an attestation, or another kind of manifest
-		}
-		for _, layer := range subject.Layers {
-			if layer.Digest == r.layer {
-				return &imageindex.Resolved{Descriptor: desc, Manifest: data}, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("%w: no manifest of %s has the layer %s", imageindex.ErrNoIndex, r.ref, r.layer)
-}
-
-// keep puts the indexes on disk.
-func (l *lookups) keep(r request, found *imageindex.Loaded) (*outcome, error) {
-	im := &known{repository: repository(r.ref), manifest: found.Artifact.Subject.Digest, byChain: map[digest.Digest]int{}}
-	im.trustedBy = found.Verdict.String()
-	diffIDs := make([]digest.Digest, len(found.Indexes))
-	for i, x := range found.Indexes {
-		if x.DiffID.IsZero() {
-			return nil, fmt.Errorf("%w: the index of layer %d does not say the layer's diff ID", artifact.ErrMismatch, i)
-		}
-		diffIDs[i] = digest.Digest(x.DiffID.String())
-	}
-	im.layers = make([]knownLayer, len(diffIDs))
-	var group errgroup.Group
-	for i, chain := range chains(diffIDs) {
-		im.byChain[chain] = i
-		group.Go(func() error {
-			data, err := found.Encoded(i)
-			if err != nil {
-				return err
-			}
-			d, err := l.indexes.put(data)
-			im.layers[i] = knownLayer{chain: chain, index: d, devices: devicesOf(&found.Indexes[i].Tree)}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
-		for _, layer := range im.layers {
-			if layer.index != "" {
-				l.indexes.release(layer.index)
-			}
-		}
-		return nil, err
-	}
-	return &outcome{image: im, loaded: found.Indexes}, nil
-}
-
-// devicesOf returns the keys of the devices that a layer's index defines.
-func devicesOf(t *chunkfmt.Tree) []device.Key {
-	var keys []device.Key
-	for i := range t.Blobs {
-		if !t.Blobs[i].External {
-			keys = append(keys, t.DeviceKey(uint32(i))) // #nosec G115 -- at most 64 Ki
-		}
-	}
-	return keys
+// close waits for the lookups under way, whose context has ended.
+func (l *lookups) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.wg.Wait()
 }

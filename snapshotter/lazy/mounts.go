@@ -1,9 +1,7 @@
 package lazy
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,9 +12,9 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
-	"github.com/damselfly-io/damselfly/chunkfmt/erofs"
 	"github.com/damselfly-io/damselfly/snapshotter/backend"
 	"github.com/damselfly-io/damselfly/snapshotter/device"
 )
@@ -36,26 +34,18 @@ type Chain struct {
 	Layers   []Layer
 }
 
-// record is what mount.json says: all that it takes to mount again what
-// meta.erofs is the metadata of.
-type record struct {
-	Version  int           `json:"version"`
-	Backend  string        `json:"backend"`
-	Manifest digest.Digest `json:"manifest,omitempty"`
-	Layers   []Layer       `json:"layers"`
-	// Devices are the keys of the devices, in the order of meta.erofs.
-	Devices []string `json:"devices"`
-	// Mounted says that a process was about to mount, or had mounted.
-	Mounted bool `json:"mounted"`
+// sameIndexes reports whether layers are mounted by the same indexes.
+func sameIndexes(a, b []Layer) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i].Index != b[i].Index {
+			return false
+		}
+	}
+	return true
 }
-
-const recordVersion = 1
-
-const (
-	fileMeta   = "meta.erofs"
-	fileRecord = "mount.json"
-	dirRoot    = "root"
-)
 
 // mounts mounts chains, each at most once.
 type mounts struct {
@@ -67,10 +57,21 @@ type mounts struct {
 	// mounted is told of each chain that has been mounted. What it returns is called
 	// before the devices are given back.
 	mounted func(Mounted) (ended func())
+	trouble trouble
+	// builds bounds the trees that are merged at a time.
+	builds chan struct{}
+	kernel kernel
 
-	mu  sync.Mutex
-	all map[digest.Digest]*mounting
+	ctx context.Context //nolint:containedctx // devices stay open until the last user of a mount is gone
+	wg  sync.WaitGroup
+
+	mu     sync.Mutex // taken after that of a mounting
+	closed bool
+	all    map[digest.Digest]*mounting
 }
+
+// maxBuilds of trees at a time: one of a large image takes some 100 MB.
+const maxBuilds = 4
 
 // Mounted describes a chain that is mounted.
 type Mounted struct {
@@ -87,10 +88,12 @@ type mounting struct {
 	removed bool       // not in mounts.all any more
 	mount   backend.Mount
 	devices []*device.Device
-	layers  int
+	layers  []Layer // whose indexes are held
 	image   digest.Digest
 	ended   func()
 }
+
+var errClosed = errors.New("the snapshotter is ending")
 
 func (m *mounts) path(chain digest.Digest) string { return filepath.Join(m.dir, chain.Encoded()) }
 
@@ -98,9 +101,13 @@ func (m *mounts) path(chain digest.Digest) string { return filepath.Join(m.dir, 
 func (m *mounts) root(chain digest.Digest) string { return filepath.Join(m.path(chain), dirRoot) }
 
 // lock returns the mounting of a chain, locked.
-func (m *mounts) lock(chain digest.Digest) *mounting {
+func (m *mounts) lock(chain digest.Digest) (*mounting, error) {
 	for {
 		m.mu.Lock()
+		if m.closed {
+			m.mu.Unlock()
+			return nil, errClosed
+		}
 		e := m.all[chain]
 		if e == nil {
 			e = &mounting{}
@@ -109,157 +116,98 @@ func (m *mounts) lock(chain digest.Digest) *mounting {
 		m.mu.Unlock()
 		e.mu.Lock()
 		if !e.removed {
-			return e
+			return e, nil
 		}
 		e.mu.Unlock()
 	}
 }
 
-// ensure mounts a chain unless it is mounted. indexes of its layers are read
-// from disk unless the caller has them.
-func (m *mounts) ensure(ctx context.Context, c Chain, loaded []*chunkfmt.Index) (dir string, err error) {
+// forget takes a mounting, which is locked, out of those that there are.
+func (m *mounts) forget(chain digest.Digest, e *mounting) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e.removed = true
+	delete(m.all, chain)
+}
+
+// errUnwanted says that a mount was not wanted any more when its turn came.
+var errUnwanted = errors.New("the mount is not wanted any more")
+
+// ensure mounts a chain unless it is mounted. state is asked while nobody else
+// can change the mount: whether it is wanted, and whether nobody uses one that is
+// there. Indexes of the layers are read from disk unless loaded has them.
+func (m *mounts) ensure(ctx context.Context, c Chain, state func() (wanted, unused bool), loaded func() []*chunkfmt.Index) (string, error) {
 	if err := c.ID.Validate(); err != nil {
 		return "", fmt.Errorf("chain %q: %w", c.ID, err)
 	}
-	e := m.lock(c.ID)
+	e, err := m.lock(c.ID)
+	if err != nil {
+		return "", err
+	}
 	defer e.mu.Unlock()
-	if e.mount != nil {
+	wanted, unused := state()
+	if !wanted {
+		if e.mount == nil {
+			m.forget(c.ID, e)
+		}
+		return "", errUnwanted
+	}
+	if e.mount != nil && (!unused || sameIndexes(e.layers, c.Layers)) {
 		return m.root(c.ID), nil
 	}
-	if rec, err := m.read(c.ID); err == nil {
-		if err = m.mount(ctx, c.ID, e, rec); err == nil {
-			return m.root(c.ID), nil
-		}
-		m.log.Warn("a chain could not be mounted from what is on disk: its metadata is made anew", "chain", c.ID, "error", err)
-	}
-	rec, err := m.build(ctx, c, loaded)
+	err = m.replace(ctx, c, e, unused)
 	if err == nil {
-		err = m.mount(ctx, c.ID, e, rec)
+		err = m.bring(ctx, c, e, loaded)
 	}
+	m.trouble.note(c.ID, err)
 	if err != nil {
+		if e.mount == nil {
+			m.forget(c.ID, e)
+		}
 		return "", fmt.Errorf("mount chain %s: %w", c.ID, err)
 	}
 	return m.root(c.ID), nil
 }
 
-// read returns what was written of a chain; anything but a whole record is an
-// error.
-func (m *mounts) read(chain digest.Digest) (*record, error) {
-	data, err := os.ReadFile(filepath.Join(m.path(chain), fileRecord))
-	if err != nil {
-		return nil, err
+// replace takes away what was mounted, or written, by other indexes and is not
+// used: it was made by one image's indexes, and may be wanted for another image
+// that trusts only its own.
+func (m *mounts) replace(ctx context.Context, c Chain, e *mounting, unused bool) error {
+	if e.mount == nil {
+		r, err := m.read(c.ID)
+		if err != nil || !unused || sameIndexes(r.Layers, c.Layers) {
+			return nil
+		}
 	}
-	var r record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", fileRecord, err)
-	}
-	if r.Version != recordVersion {
-		return nil, fmt.Errorf("%s: version %d is not known here", fileRecord, r.Version)
-	}
-	return &r, nil
+	return m.wipe(ctx, c.ID, e)
 }
 
-func (m *mounts) write(chain digest.Digest, r *record) error {
-	data, err := json.Marshal(r)
-	if err != nil {
+// bring mounts a chain from what is on disk, or else anew. e is locked.
+func (m *mounts) bring(ctx context.Context, c Chain, e *mounting, loaded func() []*chunkfmt.Index) error {
+	r, err := m.read(c.ID)
+	// Of a record that cannot be read it is not known what it was of.
+	adopt := err == nil && r.Mounted || err != nil && !errors.Is(err, fs.ErrNotExist)
+	if err == nil {
+		var kept errKept
+		if err = m.mount(ctx, c.ID, e, r, adopt); err == nil || ctx.Err() != nil || errors.As(err, &kept) {
+			return err
+		}
+	}
+	if adopt || r != nil {
+		m.log.Warn("a chain could not be mounted from what is on disk: its metadata is made anew", "chain", c.ID, "error", err)
+	}
+	if r, err = m.buildWithRoom(ctx, c, loaded); err != nil {
 		return err
 	}
-	return local("keep a mount", writeFile(filepath.Join(m.path(chain), fileRecord), data))
-}
-
-// tree merges the layers of a chain.
-func (m *mounts) tree(layers []Layer, loaded []*chunkfmt.Index) (*chunkfmt.Tree, error) {
-	trees := make([]*chunkfmt.Tree, len(layers))
-	for i, l := range layers {
-		if i < len(loaded) {
-			trees[i] = &loaded[i].Tree
-			continue
-		}
-		x, err := m.indexes.get(l.Index)
-		if err != nil {
-			return nil, fmt.Errorf("index of layer %d: %w", i, err)
-		}
-		trees[i] = &x.Tree
-	}
-	return chunkfmt.Merge(trees...)
-}
-
-// build writes the metadata of a chain and opens its devices.
-func (m *mounts) build(_ context.Context, c Chain, loaded []*chunkfmt.Index) (*record, error) {
-	tree, err := m.tree(c.Layers, loaded)
-	if err != nil {
-		return nil, err
-	}
-	dir := m.path(c.ID)
-	if err := os.MkdirAll(filepath.Join(dir, dirRoot), 0o700); err != nil {
-		return nil, local("make the directory", err)
-	}
-	im, err := writeMeta(filepath.Join(dir, fileMeta), tree)
-	if err != nil {
-		return nil, err
-	}
-	r := &record{Version: recordVersion, Manifest: c.Manifest, Layers: c.Layers, Backend: m.backend.Name()}
-	for _, blob := range im.Devices {
-		d, err := m.device(tree, blob, c.Layers)
-		if err != nil {
-			return nil, err
-		}
-		r.Devices = append(r.Devices, d.Key().String())
-		d.Release() // mount opens it again
-	}
-	return r, nil
-}
-
-// device makes sure that the device of a blob is there, with its table.
-func (m *mounts) device(tree *chunkfmt.Tree, blob uint32, layers []Layer) (*device.Device, error) {
-	table, err := device.NewTable(tree, blob)
-	if err != nil {
-		return nil, err
-	}
-	d, err := m.devices.Get(table)
-	if err != nil {
-		return nil, local("open a device", err)
-	}
-	repositories := map[string]bool{}
-	for i := len(layers) - 1; i >= 0; i-- {
-		if repo := layers[i].Repository; !repositories[repo] {
-			repositories[repo] = true
-			if err := d.AddOrigin(repo); err != nil {
-				d.Release()
-				return nil, local("keep where a device is from", err)
-			}
-		}
-	}
-	return d, nil
-}
-
-// writeMeta writes the EROFS image with the metadata of a tree.
-func writeMeta(name string, tree *chunkfmt.Tree) (_ *erofs.Image, err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), tempPattern)
-	if err != nil {
-		return nil, local("write metadata", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	w := bufio.NewWriterSize(f, 1<<20)
-	im, err := erofs.Write(w, tree, erofs.Options{})
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	if err := errors.Join(w.Flush(), f.Sync(), f.Close()); err != nil {
-		return nil, local("write metadata", err)
-	}
-	return im, local("write metadata", os.Rename(f.Name(), name))
+	return m.mount(ctx, c.ID, e, r, adopt)
 }
 
 // image is what the backend gets to know of a chain.
 func (m *mounts) image(chain digest.Digest, e *mounting, r *record) (*backend.Image, error) {
+	layers := r.Layers
 	im := &backend.Image{
 		ID: chain.Encoded(), Meta: filepath.Join(m.path(chain), fileMeta),
-		Tree: func(context.Context) (*chunkfmt.Tree, error) { return m.tree(r.Layers, nil) },
+		Tree: func(context.Context) (*chunkfmt.Tree, error) { return m.tree(layers, nil) },
 	}
 	byKey := map[device.Key]*device.Device{}
 	for _, k := range r.Devices {
@@ -269,7 +217,7 @@ func (m *mounts) image(chain digest.Digest, e *mounting, r *record) (*backend.Im
 		}
 		d, err := m.devices.Load(key)
 		if err != nil {
-			return nil, fmt.Errorf("device %s: %w", key, err)
+			return nil, err
 		}
 		e.devices = append(e.devices, d)
 		byKey[key] = d
@@ -279,65 +227,168 @@ func (m *mounts) image(chain digest.Digest, e *mounting, r *record) (*backend.Im
 	return im, nil
 }
 
-// mount mounts a chain whose metadata is written. e is locked.
-func (m *mounts) mount(ctx context.Context, chain digest.Digest, e *mounting, r *record) (err error) {
-	adopt := r.Mounted
+// errKept says that an earlier mount is there and could not be taken over now:
+// it must be left alone.
+type errKept struct{ error }
+
+// Unwrap returns the error.
+func (e errKept) Unwrap() error { return e.error }
+
+// mount mounts a chain whose metadata is written, or adopts a mount of it that
+// may be there. e is locked.
+func (m *mounts) mount(ctx context.Context, chain digest.Digest, e *mounting, r *record, adopt bool) (err error) {
 	defer func() {
 		if err != nil {
-			e.release()
+			m.giveBack(e)
 		}
 	}()
 	im, err := m.image(chain, e, r)
 	if err != nil {
 		return err
 	}
-	if !r.Mounted || r.Backend != m.backend.Name() {
-		r.Mounted, r.Backend = true, m.backend.Name()
-		if err := m.write(chain, r); err != nil {
-			return err
-		}
+	if err := os.MkdirAll(m.path(chain), 0o700); err != nil {
+		return local("make the directory of a mount", err)
 	}
-	if adopt {
-		e.mount, err = m.backend.Adopt(ctx, im, m.root(chain))
-		if errors.Is(err, backend.ErrLost) {
-			m.log.Warn("a mount of an earlier process could not be taken over: it was taken away", "chain", chain, "error", err)
-			e.mount, err = m.backend.Mount(ctx, im, m.root(chain))
-		}
-	} else {
-		e.mount, err = m.backend.Mount(ctx, im, m.root(chain))
-	}
+	mount, err := m.attach(ctx, chain, im, r, adopt)
 	if err != nil {
 		return err
 	}
-	e.layers, e.image = len(r.Layers), r.Manifest
+	e.mount = mount
+	e.layers, e.image = r.Layers, r.Manifest
+	for _, l := range e.layers {
+		m.indexes.hold(l.Index)
+	}
 	if m.mounted != nil {
 		e.ended = m.mounted(e.describe(chain))
 	}
 	return nil
 }
 
-func (e *mounting) describe(chain digest.Digest) Mounted {
-	return Mounted{Chain: chain, Manifest: e.image, Devices: e.devices, Layers: e.layers}
+// attach has the backend adopt or mount.
+func (m *mounts) attach(ctx context.Context, chain digest.Digest, im *backend.Image, r *record, adopt bool) (backend.Mount, error) {
+	root := m.root(chain)
+	if adopt && r.Backend == m.backend.Name() {
+		mount, err := m.backend.Adopt(ctx, im, root)
+		if err == nil {
+			if err := m.record(chain, r); err != nil {
+				m.log.Warn("the record of a mount could not be written: it is made anew at the next start", "chain", chain, "error", err)
+			}
+			return mount, nil
+		}
+		if !errors.Is(err, backend.ErrLost) {
+			return nil, errKept{err}
+		}
+		m.log.Warn("a mount of an earlier process could not be taken over: it was taken away", "chain", chain, "error", err)
+	}
+	if adopt {
+		if err := m.detach(root); err != nil {
+			return nil, err
+		}
+	}
+	if err := local("make the directory to mount at", os.MkdirAll(root, 0o700)); err != nil {
+		return nil, err
+	}
+	if err := r.checkMeta(im.Meta); err != nil {
+		return nil, err
+	}
+	if err := m.record(chain, r); err != nil {
+		return nil, err
+	}
+	return m.backend.Mount(ctx, im, root)
 }
 
-// release gives devices back.
-func (e *mounting) release() {
+// record says on disk that a chain is mounted, or is about to be.
+func (m *mounts) record(chain digest.Digest, r *record) error {
+	if r.Mounted && r.Backend == m.backend.Name() {
+		return nil
+	}
+	r.Mounted, r.Backend = true, m.backend.Name()
+	return m.write(chain, r)
+}
+
+// detach takes away whatever is mounted at a directory.
+func (m *mounts) detach(dir string) error {
+	for m.kernel.attached(dir) {
+		if err := m.kernel.detach(dir); err != nil {
+			return fmt.Errorf("unmount %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// kernel knows what is mounted.
+type kernel interface {
+	// attached reports whether something is mounted at a directory, detach takes
+	// the topmost of it away.
+	attached(dir string) bool
+	detach(dir string) error
+}
+
+type linux struct{}
+
+func (linux) detach(dir string) error {
+	return unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+}
+
+func (linux) attached(dir string) bool {
+	var at, above unix.Stat_t
+	if err := unix.Lstat(dir, &at); err != nil {
+		return !errors.Is(err, unix.ENOENT) // a FUSE mount that nobody serves
+	}
+	return unix.Lstat(filepath.Dir(dir), &above) == nil && at.Dev != above.Dev
+}
+
+func (e *mounting) describe(chain digest.Digest) Mounted {
+	return Mounted{Chain: chain, Manifest: e.image, Devices: e.devices, Layers: len(e.layers)}
+}
+
+// lasting is a mount that may be used after it was taken away.
+type lasting interface {
+	// Gone is closed when the last user is gone.
+	Gone() <-chan struct{}
+}
+
+// giveBack gives back what a mounting has that is not mounted any more. Its
+// devices stay open, and so keep their content, while somebody still reads it.
+func (m *mounts) giveBack(e *mounting) {
 	if e.ended != nil {
 		e.ended()
 	}
-	for _, d := range e.devices {
-		d.Release()
+	for _, l := range e.layers {
+		m.indexes.release(l.Index)
 	}
-	e.devices, e.mount, e.ended = nil, nil, nil
+	devices := e.devices
+	gone, ok := e.mount.(lasting)
+	e.devices, e.layers, e.mount, e.ended = nil, nil, nil, nil
+	if !ok {
+		releaseAll(devices)
+		return
+	}
+	m.wg.Go(func() {
+		select {
+		case <-gone.Gone():
+		case <-m.ctx.Done():
+		}
+		releaseAll(devices)
+	})
 }
 
-// list calls f for each chain that is mounted. f must not keep the devices.
+func releaseAll(devices []*device.Device) {
+	for _, d := range devices {
+		d.Release()
+	}
+}
+
+// list calls f for each chain that is mounted, but for those that are just being
+// mounted or taken away. f must not keep the devices.
 func (m *mounts) list(f func(Mounted)) {
 	m.mu.Lock()
 	all := maps.Clone(m.all)
 	m.mu.Unlock()
 	for chain, e := range all {
-		e.mu.Lock()
+		if !e.mu.TryLock() {
+			continue
+		}
 		if e.mount != nil {
 			f(e.describe(chain))
 		}
@@ -345,38 +396,60 @@ func (m *mounts) list(f func(Mounted)) {
 	}
 }
 
-// remove takes a chain's mount away, and all that is on disk for it.
-func (m *mounts) remove(ctx context.Context, chain digest.Digest) error {
-	return m.removeIf(ctx, chain, func() bool { return true })
-}
-
-// removeIf is remove if condition says so while nobody else can mount the chain.
+// removeIf takes a chain's mount away, and all that is on disk for it, if
+// condition says so while nobody else can mount the chain.
 func (m *mounts) removeIf(ctx context.Context, chain digest.Digest, condition func() bool) error {
-	e := m.lock(chain)
+	e, err := m.lock(chain)
+	if err != nil {
+		return err
+	}
 	defer e.mu.Unlock()
 	if !condition() {
 		return nil
 	}
+	if err := m.wipe(ctx, chain, e); err != nil {
+		return err
+	}
+	m.forget(chain, e)
+	return nil
+}
+
+// wipe takes away what is mounted of a chain, and what is on disk. e is locked.
+func (m *mounts) wipe(ctx context.Context, chain digest.Digest, e *mounting) error {
 	if e.mount == nil {
-		// What an earlier process has left mounted is taken over first: only its
-		// backend knows how to let go of it.
-		if r, err := m.read(chain); err == nil && r.Mounted {
-			if err := m.mount(ctx, chain, e, r); err != nil {
-				m.log.Warn("what is left of a chain cannot be mounted any more", "chain", chain, "error", err)
-			}
-		}
+		m.reclaim(ctx, chain, e)
 	}
 	if e.mount != nil {
 		if err := e.mount.Unmount(ctx); err != nil {
 			return fmt.Errorf("unmount chain %s: %w", chain, err)
 		}
-		e.release()
+		m.giveBack(e)
 	}
-	m.mu.Lock()
-	delete(m.all, chain)
-	m.mu.Unlock()
-	e.removed = true
+	if err := m.detach(m.root(chain)); err != nil {
+		return err
+	}
 	return local("remove a mount", os.RemoveAll(m.path(chain)))
+}
+
+// reclaim takes over what an earlier process has left mounted, since only its
+// backend knows how to let go of it.
+func (m *mounts) reclaim(ctx context.Context, chain digest.Digest, e *mounting) {
+	r, err := m.read(chain)
+	if err != nil || !r.Mounted || r.Backend != m.backend.Name() {
+		return
+	}
+	im, err := m.image(chain, e, r)
+	if err == nil {
+		var mount backend.Mount
+		if mount, err = m.backend.Adopt(ctx, im, m.root(chain)); err == nil {
+			e.mount = mount
+			return
+		}
+	}
+	m.giveBack(e)
+	if !errors.Is(err, backend.ErrLost) {
+		m.log.Warn("what is left of a chain cannot be taken over: it is taken away", "chain", chain, "error", err)
+	}
 }
 
 // onDisk lists the chains that something is on disk for.
@@ -387,21 +460,27 @@ func (m *mounts) onDisk() ([]digest.Digest, error) {
 	}
 	var all []digest.Digest
 	for _, e := range entries {
-		if d := digest.NewDigestFromEncoded(digest.SHA256, e.Name()); d.Validate() == nil {
-			all = append(all, d)
+		for _, algorithm := range []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512} {
+			if d := digest.NewDigestFromEncoded(algorithm, e.Name()); d.Validate() == nil {
+				all = append(all, d)
+			}
 		}
 	}
 	return all, nil
 }
 
-// close lets go of all devices; what is mounted stays so.
+// close lets go of all devices, whose context has ended; what is mounted stays
+// so.
 func (m *mounts) close() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, e := range m.all {
+	m.closed = true
+	all := maps.Clone(m.all)
+	m.mu.Unlock()
+	for _, e := range all {
 		e.mu.Lock()
-		e.release()
+		e.mount = nil
+		m.giveBack(e)
 		e.mu.Unlock()
 	}
-	clear(m.all)
+	m.wg.Wait()
 }

@@ -26,7 +26,19 @@ const (
 	OtherLayer   = "other-layer" // the index does not have this layer
 	LocalTrouble = "local"       // the node cannot keep what is needed
 	Off          = "off"         // lazy mounting is switched off
+	NoKeeper     = "keeper"      // nobody would hold the mount over a restart
+	NoBackend    = "backend"     // mounts fail on this node
 )
+
+// passing reports whether a reason may be gone in a moment: it is not remembered
+// for as long as others.
+func passing(code string) bool {
+	return code == Unreachable || code == LocalTrouble || code == Late
+}
+
+func no(code, detail string) snapshots.Decision {
+	return snapshots.Decision{Reason: snapshots.Reason{Code: code, Detail: detail}}
+}
 
 // reasonOf sorts the errors of a lookup.
 func reasonOf(err error) snapshots.Reason {
@@ -43,7 +55,7 @@ func reasonOf(err error) snapshots.Reason {
 		code = Invalid
 	case errors.Is(err, image.ErrDenied):
 		code = Denied
-	case errors.Is(err, imageindex.ErrNoIndex), errors.Is(err, image.ErrNotFound):
+	case errors.Is(err, imageindex.ErrNoIndex), errors.Is(err, image.ErrNotFound), errors.Is(err, image.ErrUnsupported):
 		code = NoIndex
 	}
 	return snapshots.Reason{Code: code, Detail: err.Error()}
