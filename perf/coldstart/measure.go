@@ -71,7 +71,7 @@ func (s *site) measure(ctx context.Context, r *result, with string, img *image, 
 		r.add(img, c, kind, st)
 	}
 	defer func() {
-		if err != nil && s.o.keep {
+		if err != nil && s.o.keep && !errors.Is(ctx.Err(), context.Canceled) {
 			s.kept = true
 			err = errors.Join(fmt.Errorf("kept %s: %w", t.dir, err), coldcache.Unmount(t.dir))
 			return
