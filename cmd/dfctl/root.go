@@ -43,9 +43,9 @@ func newRoot(console *output.Console) *cobra.Command {
 		Short: "Download, preheat and look into a Damselfly cluster",
 		Long: `Download, preheat and look into a Damselfly cluster.
 
-get, task and cache talk to this node's dfdaemon (--dfdaemon), preheat and peer
-to the supernode (--supernode). Every command prints one JSON document with
--o json.
+get, task and cache talk to this node's dfdaemon (--dfdaemon), cache also to its
+snapshotter (--snapshotter), preheat and peer to the supernode (--supernode).
+Every command prints one JSON document with -o json.
 
 ` + exit.Summary,
 		Example: `  dfctl get https://example.com/model.bin -O model.bin

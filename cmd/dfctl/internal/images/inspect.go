@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/daemon"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
 	"github.com/damselfly-io/damselfly/internal/cli"
@@ -99,13 +100,25 @@ use too. The cold start is what a node that has nothing of the image fetches to
 start it: the indexes, and the groups that the image's command, its interpreter
 and their libraries lie in, or those of a --trace.
 
+With --node, this node's snapshotter is asked instead: whether the image is lazy
+here, or why not, where it is mounted, and how much of it has arrived. REF may
+then be a part of the image's name, or sha256:… of its manifest.
+
 ` + exit.Summary,
 		Example: `  dfctl image inspect registry.local/app:v1
-  dfctl image inspect --trace app.trace oci:app:v1 -o json`,
+  dfctl image inspect --trace app.trace oci:app:v1 -o json
+  sudo dfctl image inspect --node registry.local/app:v1`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.largest < 0 {
 				return cli.Usagef("--largest %d: it cannot be negative", o.largest)
+			}
+			if o.node {
+				v, err := g.inspectNode(cmd.Context(), o.snapshotter, args[0])
+				if err != nil {
+					return err
+				}
+				return g.console.Print(g.format, v, func(w io.Writer) error { return v.write(w, g.console.Now()) })
 			}
 			i, err := g.inspect(cmd.Context(), r, o, args[0])
 			if err != nil {
@@ -115,6 +128,8 @@ and their libraries lie in, or those of a --trace.
 		},
 	}
 	r.addFlags(cmd.Flags())
+	cmd.Flags().BoolVar(&o.node, "node", false, "ask this node's snapshotter about the image")
+	o.snapshotter.AddFlag(cmd.Flags(), g.console.Getenv)
 	cmd.Flags().IntVar(&o.largest, "largest", largest, "list the `N` largest files")
 	cmd.Flags().StringVar(&o.trace, "trace", "", "`FILE` with the accesses of a start (as for convert); default: the image's command and the libraries it names")
 	return cmd
@@ -123,6 +138,9 @@ and their libraries lie in, or those of a --trace.
 type inspectOptions struct {
 	largest int
 	trace   string
+
+	node        bool
+	snapshotter daemon.Snapshotter
 }
 
 func (g *group) inspect(ctx context.Context, r *reading, o inspectOptions, reference string) (*Inspection, error) {

@@ -225,7 +225,7 @@ const (
 // enterCommand is what dfctl runs itself as, to run a command in an image.
 func enterCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: enterName, Hidden: true, Args: cobra.ExactArgs(1),
+		Use: enterName, Short: "Run a command in an image, for dfctl image trace", Hidden: true, Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return dfexit.With(notStarted, lazymount.Enter(args[0]))
 		},

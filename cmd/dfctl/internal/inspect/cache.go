@@ -1,18 +1,14 @@
 package inspect
 
 import (
-	"fmt"
 	"io"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/daemon"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/output"
-	"github.com/damselfly-io/damselfly/internal/cli"
-	"github.com/damselfly-io/damselfly/internal/config"
 	"github.com/damselfly-io/damselfly/internal/task"
 )
 
@@ -20,6 +16,7 @@ import (
 type cacheGroup struct {
 	console *output.Console
 	daemon  daemon.Target
+	lazy    daemon.Snapshotter
 	format  output.Format
 }
 
@@ -28,18 +25,24 @@ func CacheCommand(console *output.Console) *cobra.Command {
 	g := &cacheGroup{console: console}
 	cmd := &cobra.Command{
 		Use:   "cache",
-		Short: "Show and shrink what this node keeps on disk",
+		Short: "Show, check and shrink what this node keeps on disk",
+		Long: `Show, check and shrink what this node keeps on disk.
+
+dfdaemon keeps pieces of blobs and files as they were fetched, to serve them to
+other nodes too; the snapshotter keeps the decoded content of lazy images. A node
+without one of the two is no error.`,
 	}
 	g.daemon.AddFlag(cmd.PersistentFlags(), console.Getenv)
+	g.lazy.AddFlag(cmd.PersistentFlags(), console.Getenv)
 	g.format.AddFlag(cmd.PersistentFlags())
-	cmd.AddCommand(g.listCommand(), g.usageCommand(), g.pruneCommand())
+	cmd.AddCommand(g.listCommand(), g.usageCommand(), g.pruneCommand(), g.verifyCommand())
 	return cmd
 }
 
 func (g *cacheGroup) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "ls",
-		Short: "List what is kept, in the order in which it would be evicted",
+		Short: "List what dfdaemon keeps, in the order in which it would be evicted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return withDaemon(cmd.Context(), g.daemon, func(c *daemon.Client) error {
@@ -74,91 +77,4 @@ func writeCache(w io.Writer, now time.Time, tasks []Task) error {
 		table.Add(task.ID(t.ID).Short(), output.Bytes(t.HeldBytes), t.State, output.Ago(now, lastUse(t)), pinned, t.Source)
 	}
 	return table.Write(w)
-}
-
-// Usage is what the cache takes, in bytes, as -o json prints it.
-type Usage struct {
-	Bytes       int64  `json:"bytes"`
-	Limit       int64  `json:"limit"` // 0: none
-	PinnedBytes int64  `json:"pinned_bytes"`
-	Free        int64  `json:"free"` // on the disk
-	Tasks       uint32 `json:"tasks"`
-}
-
-func (g *cacheGroup) usageCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "usage",
-		Short: "Show how much disk space the cache takes",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return withDaemon(cmd.Context(), g.daemon, func(c *daemon.Client) error {
-				resp, err := c.CacheUsage(cmd.Context(), &apiv1.CacheUsageRequest{})
-				if err != nil {
-					return c.Explain(cmd.Context(), "read the cache's usage", err)
-				}
-				u := &Usage{Bytes: resp.Bytes, Limit: resp.Limit, PinnedBytes: resp.PinnedBytes, Free: resp.Free, Tasks: resp.Tasks}
-				return g.console.Print(g.format, u, u.write)
-			})
-		},
-	}
-}
-
-func (u *Usage) write(w io.Writer) error {
-	limit := "none"
-	if u.Limit > 0 {
-		limit = fmt.Sprintf("%s (%d%% used)", output.Bytes(u.Limit), output.Percent(u.Bytes, u.Limit))
-	}
-	return output.WriteFields(w,
-		[2]string{"used", output.Bytes(u.Bytes) + " by " + output.Count(int(u.Tasks), "task")},
-		[2]string{"pinned", output.Bytes(u.PinnedBytes)},
-		[2]string{"limit", limit},
-		[2]string{"free on disk", output.Bytes(u.Free)},
-	)
-}
-
-// Pruned is what prune has evicted, as -o json prints it.
-type Pruned struct {
-	FreedBytes int64    `json:"freed_bytes"`
-	Removed    []string `json:"removed"` // task IDs
-}
-
-func (g *cacheGroup) pruneCommand() *cobra.Command {
-	var to string
-	cmd := &cobra.Command{
-		Use:   "prune --to SIZE",
-		Short: "Evict what is neither used nor pinned, oldest first, until at most SIZE is kept",
-		Example: `  dfctl cache prune --to 50GiB
-  dfctl cache prune --to 0`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			size, err := config.ParseSize(to)
-			if err != nil {
-				return cli.Usagef("--to: %w", err)
-			}
-			return withDaemon(cmd.Context(), g.daemon, func(c *daemon.Client) error {
-				resp, err := c.CachePrune(cmd.Context(), &apiv1.CachePruneRequest{TargetBytes: int64(size)})
-				if err != nil {
-					return c.Explain(cmd.Context(), "prune the cache", err)
-				}
-				p := &Pruned{FreedBytes: resp.FreedBytes, Removed: append([]string{}, resp.Removed...)}
-				return g.console.Print(g.format, p, p.write)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&to, "to", "", "`SIZE` to shrink the cache to, such as 50GiB")
-	if err := cmd.MarkFlagRequired("to"); err != nil {
-		// Only a misspelt flag name gets here; the command then says so.
-		cmd.PreRunE = func(*cobra.Command, []string) error { return err }
-	}
-	return cmd
-}
-
-func (p *Pruned) write(w io.Writer) error {
-	for _, id := range p.Removed {
-		if _, err := fmt.Fprintf(w, "removed %s\n", output.Clean(id)); err != nil {
-			return err
-		}
-	}
-	_, err := fmt.Fprintf(w, "freed %s from %s\n", output.Bytes(p.FreedBytes), output.Count(len(p.Removed), "task"))
-	return err
 }

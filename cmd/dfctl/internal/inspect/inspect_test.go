@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	apiv1 "github.com/damselfly-io/damselfly/api/v1"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/cluster"
@@ -46,6 +48,10 @@ func node(t *testing.T, con *outputtest.Console) *nodetest.Node {
 		{TaskId: "sha256:" + strings.Repeat("cd", 32), Table: &apiv1.Table{Length: 1 << 20}, Error: "origin answered 500", Source: "https://h/failed\x1b[0m"},
 		{TaskId: "sha256:" + strings.Repeat("ef", 32), Table: &apiv1.Table{Length: 4 << 10}, HeldBytes: 1 << 10, Pieces: 1, LastAccessUnix: ago(72 * time.Hour)},
 	}
+	l := nodetest.StartLazy(t)
+	con.Env[daemon.EnvSnapshotter] = l.Socket
+	l.Usage = apiv1.DeviceUsageResponse{Bytes: 3 << 30, UsedBytes: 1 << 30, Free: 5 << 30, Devices: 6}
+	l.Devices = []*apiv1.VerifyDevicesResponse{{Blob: blob, CheckedGroups: 10}, {Blob: "sha256:other", CheckedGroups: 5}}
 	n.Usage = apiv1.CacheUsageResponse{Bytes: 2 << 30, Limit: 10 << 30, PinnedBytes: 1 << 30, Free: 5 << 30, Tasks: 4}
 	return n
 }
@@ -74,14 +80,15 @@ sha256:efefefefefef  1.0 KiB  partial      3d ago     -           -
 sha256:abababababab  2.0 GiB  complete     1m30s ago  1h0m        https://h/blob
 url:acacacacacac     1.0 MiB  downloading  now        -           https://h/active
 `,
-		"cache usage": `used:          2.0 GiB by 4 tasks
-pinned:        1.0 GiB
-limit:         10.0 GiB (20% used)
-free on disk:  5.0 GiB
+		"cache usage": `CACHE        USED     BY         NOT EVICTED      LIMIT                FREE ON DISK
+dfdaemon     2.0 GiB  4 tasks    1.0 GiB pinned   10.0 GiB (20% used)  5.0 GiB
+snapshotter  3.0 GiB  6 devices  1.0 GiB mounted  none                 5.0 GiB
 `,
-		"task rm sha256:ef": "removed sha256:" + strings.Repeat("ef", 32) + "\n",
+		"cache verify":                          "checked 15 groups in 2 devices\n",
+		"cache prune --to 0 --only snapshotter": "freed 2.0 GiB: 0 tasks and 2 devices removed\n",
+		"task rm sha256:ef":                     "removed sha256:" + strings.Repeat("ef", 32) + "\n",
 		"cache prune --to 1.5GiB": "removed " + blob + "\nremoved sha256:" + strings.Repeat("cd", 32) +
-			"\nremoved sha256:" + strings.Repeat("ef", 32) + "\nfreed 2.0 GiB from 3 tasks\n",
+			"\nremoved sha256:" + strings.Repeat("ef", 32) + "\nfreed 4.0 GiB: 3 tasks and 2 devices removed\n",
 	}
 	for args, want := range tests {
 		con := outputtest.New("")
@@ -107,7 +114,7 @@ func TestPruneTarget(t *testing.T) {
 func TestJSON(t *testing.T) {
 	con := outputtest.New("")
 	n := node(t, con)
-	for i, args := range []string{"task ls", "task show abab", "cache ls", "cache usage", "task rm ef", "cache prune --to 0", "version", "task ls", "cache ls", "cache prune --to 0"} {
+	for i, args := range []string{"task ls", "task show abab", "cache ls", "cache usage", "task rm ef", "cache prune --to 0", "version", "task ls", "cache verify", "cache ls", "cache prune --to 0"} {
 		if i == 7 {
 			n.Tasks = nil
 		}
@@ -136,14 +143,15 @@ func TestErrors(t *testing.T) {
 		message string
 		code    int
 	}{
-		"task show 99":            {`task "99": no such task; see 'dfctl task ls'`, exit.NotFound},
-		"task show a":             {"more than one task begins so", 0},
-		"task rm ac":              {"the task is in use", 0},
-		"cache prune":             {`required flag(s) "to" not set`, 0},
-		"cache prune --to much":   {"want a size such as", 0},
-		"task ls --supernode h:1": {"are for --cluster", 0},
-		"peer ls --supernode x/y": {"use HOST:PORT", 0},
-		"peer ls -o table":        {"use text or json", 0},
+		"task show 99":                {`task "99": no such task; see 'dfctl task ls'`, exit.NotFound},
+		"task show a":                 {"more than one task begins so", 0},
+		"task rm ac":                  {"the task is in use", 0},
+		"cache prune":                 {`required flag(s) "to" not set`, 0},
+		"cache prune --to 0 --only x": {"use dfdaemon or snapshotter", 0},
+		"cache prune --to much":       {"want a size such as", 0},
+		"task ls --supernode h:1":     {"are for --cluster", 0},
+		"peer ls --supernode x/y":     {"use HOST:PORT", 0},
+		"peer ls -o table":            {"use text or json", 0},
 	} {
 		err := run(t, con, args)
 		if err == nil || !strings.Contains(err.Error(), want.message) {
@@ -201,5 +209,59 @@ a     2.0 KiB
 		if err := run(t, con, args+" -o json"); err != nil || !json.Valid(con.Stdout.Bytes()) {
 			t.Errorf("%s -o json: %v, %s", args, err, &con.Stdout)
 		}
+	}
+}
+
+// A node may have one of the daemons only.
+func TestCachesOfOneDaemon(t *testing.T) {
+	for env, want := range map[string]string{
+		daemon.EnvSocket:      "dfdaemon is not running: there is no socket /nowhere; ",
+		daemon.EnvSnapshotter: "snapshotter is not running: there is no socket /nowhere; ",
+	} {
+		con := outputtest.New("")
+		node(t, con)
+		con.Env[env] = "/nowhere"
+		for _, args := range []string{"cache usage", "cache prune --to 0"} {
+			con.Stdout.Reset()
+			if err := run(t, con, args); err != nil || !strings.Contains(con.Stdout.String(), "\n"+want) {
+				t.Errorf("%s: %v, %s", args, err, &con.Stdout)
+			}
+		}
+		con.Stdout.Reset()
+		if err := run(t, con, "cache usage -o json"); err != nil {
+			t.Error(err)
+		}
+		var u inspect.Usage
+		if err := json.Unmarshal(con.Stdout.Bytes(), &u); err != nil || len(u.Absent) != 1 || (u.Dfdaemon == nil) == (u.Snapshotter == nil) {
+			t.Errorf("%s, %v", &con.Stdout, err)
+		}
+	}
+	con := outputtest.New("")
+	con.Env[daemon.EnvSocket], con.Env[daemon.EnvSnapshotter] = "/nowhere", "/nowhere"
+	if err := run(t, con, "cache usage"); err == nil || !strings.Contains(err.Error(), "; nor is the snapshotter: snapshotter is not running") {
+		t.Errorf("neither: %v", err)
+	}
+}
+
+func TestVerifySaysWhatIsDamaged(t *testing.T) {
+	con := outputtest.New("")
+	l := nodetest.StartLazy(t)
+	con.Env[daemon.EnvSnapshotter] = l.Socket
+	l.Devices = []*apiv1.VerifyDevicesResponse{{Blob: "sha256:a", CheckedGroups: 3, Damaged: []uint32{1, 2}}, {Blob: "sha256:b", Error: "gone"}}
+	err := run(t, con, "cache verify")
+	if code, _ := exit.Code(err); code != exit.Mismatch || !strings.Contains(err.Error(), "2 groups were on the disk not as written") {
+		t.Errorf("error %v, code %d", err, code)
+	}
+	if got := con.Stdout.String(); got != "sha256:a: damaged: [1 2]\nsha256:b: not checked: gone\nchecked 3 groups in 2 devices\n" {
+		t.Errorf("printed %s", got)
+	}
+	l.Devices = l.Devices[1:]
+	con.Stdout.Reset()
+	if err := run(t, con, "cache verify -o json"); err == nil || !strings.Contains(err.Error(), "1 device could not be checked") {
+		t.Errorf("error %v", err)
+	}
+	l.PruneError = status.Error(codes.Unavailable, "the snapshotter is still taking over mounts: try again in a moment")
+	if err := run(t, con, "cache prune --to 0 --only snapshotter"); err == nil || !strings.Contains(err.Error(), "still taking over mounts") {
+		t.Errorf("error %v", err)
 	}
 }

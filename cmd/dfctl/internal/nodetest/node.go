@@ -58,19 +58,27 @@ type Node struct {
 // Start runs a node until the end of the test.
 func Start(t testing.TB) *Node {
 	t.Helper()
+	n := &Node{URLs: map[string]*Content{}, byTask: map[string]*Content{}}
+	n.Socket = serve(t, "dfdaemon.sock", func(s *grpc.Server) { apiv1.RegisterNodeServer(s, n) })
+	return n
+}
+
+// serve serves until the end of the test, and returns the socket.
+func serve(t testing.TB, name string, register func(*grpc.Server)) string {
+	t.Helper()
 	// The name of a socket is limited to some 100 bytes, which the test's own
 	// directory may exceed.
 	dir, err := os.MkdirTemp("", "dfctl")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &Node{Socket: filepath.Join(dir, "dfdaemon.sock"), URLs: map[string]*Content{}, byTask: map[string]*Content{}}
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", n.Socket)
+	socket := filepath.Join(dir, name)
+	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	apiv1.RegisterNodeServer(server, n)
+	register(server)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {
@@ -83,7 +91,7 @@ func Start(t testing.TB) *Node {
 			t.Error(err)
 		}
 	})
-	return n
+	return socket
 }
 
 // Opened returns the requests to Open so far.
