@@ -2,9 +2,12 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshotter is a program of this module that Build builds.
@@ -32,6 +35,10 @@ func (o SnapshotterOptions) Address() string { return filepath.Join(o.Dir, "s.so
 func (o SnapshotterOptions) Root() string { return filepath.Join(o.Dir, "data") }
 
 func (o SnapshotterOptions) keeper() string { return filepath.Join(o.Dir, "k.sock") }
+
+// spare is the socket of the second keeper that a snapshotter starts where there
+// is no systemd.
+func (o SnapshotterOptions) spare() string { return filepath.Join(o.Dir, "k-spare.sock") }
 
 func (o SnapshotterOptions) args() []string {
 	args := []string{
@@ -82,7 +89,7 @@ func StartSnapshotter(ctx context.Context, o SnapshotterOptions) (*LazyNode, err
 	d, err := o.start(ctx)
 	if err != nil {
 		keeper.Kill()
-		return nil, err
+		return nil, errors.Join(err, endListener(o.spare()))
 	}
 	return &LazyNode{Daemon: d, keeper: keeper, o: o}, nil
 }
@@ -91,8 +98,53 @@ func (o SnapshotterOptions) start(ctx context.Context) (*Daemon, error) {
 	return start(ctx, o.Host, "snapshotter", o.Dir, o.Program, o.HTTP, o.args())
 }
 
-// Stop ends both. What is mounted stays.
+// Stop ends both, and the spare keeper that the snapshotter may have started. What
+// is mounted stays.
 func (n *LazyNode) Stop() {
 	n.Daemon.Stop()
 	n.keeper.Stop()
+	_ = endListener(n.o.spare()) // otherwise it ends by itself after some minutes
+}
+
+// endListener ends the process that listens on a unix socket of packets, if there
+// is one, and waits for its end. The kernel knows which it is.
+func endListener(socket string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("end who listens on %s: %w", socket, err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: socket})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end who listens on %s: %w", socket, err)
+	}
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err == nil {
+		err = endProcess(int(peer.Pid))
+	}
+	if err != nil {
+		return fmt.Errorf("end who listens on %s: %w", socket, err)
+	}
+	return nil
+}
+
+// endProcess ends a process that is no child of this one.
+func endProcess(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
+		return err
+	}
+	ended := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} // #nosec G115 -- a descriptor
+	n, err := unix.Poll(ended, int(grace.Milliseconds()))
+	if n > 0 {
+		return nil
+	}
+	return errors.Join(err, unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0))
 }
