@@ -78,6 +78,14 @@ func (d *Device) Path() string { return filepath.Join(d.s.dir(d.e.key), dataFile
 // Release gives the device back, once for each Get and Load.
 func (d *Device) Release() { d.s.release(d.e, d) }
 
+// Retain adds a reference to those that the caller knows to be there. It is
+// given back with Release.
+func (d *Device) Retain() { d.s.retain(d.e, d) }
+
+// Sync makes durable what is present now. When it fails groups may have become
+// absent.
+func (d *Device) Sync() error { return d.sync() }
+
 // AddOrigin records that the device's blob can be read in a repository,
 // "HOST/REPO". The last sixteen are kept.
 func (d *Device) AddOrigin(repo string) error {

@@ -358,3 +358,41 @@ func TestOpenClearsLeftovers(t *testing.T) {
 		t.Errorf("left are %v, %v", files, err)
 	}
 }
+
+// Eviction takes nothing away from who reads a device that the store believes to
+// be unused.
+func TestEvictionSparesOpenFiles(t *testing.T) {
+	s := openStore(t, Options{After: still})
+	s.Recovered()
+	x := filled(t, s, &clock{}, 1)[0]
+	d, err := s.Load(x.table.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(d.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	d.Retain()
+	d.Release()
+	if _, err := s.Prune(0); err != nil || !d.Complete() {
+		t.Fatalf("a device that is retained was evicted (%v)", err)
+	}
+	d.Release()
+	if freed, err := s.Prune(0); err != nil || freed == 0 {
+		t.Fatalf("evicting frees %d bytes: %v", freed, err)
+	}
+	got := make([]byte, x.table.Blob.DeviceSize)
+	if _, err := f.ReadAt(got, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range x.groups() {
+		if !x.holds(g, got) {
+			t.Errorf("group %d is gone from a file that is open", g)
+		}
+	}
+	if got := state(t, s, x); got == "gone" {
+		t.Error("the table is gone")
+	}
+}

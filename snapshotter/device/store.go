@@ -325,6 +325,15 @@ func (s *Store) reference(e *entry, table *Table) (*Device, error) {
 	return e.dev, nil
 }
 
+// retain adds a reference to a device that has one.
+func (s *Store) retain(e *entry, d *Device) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.dev == d {
+		e.refs.Add(1)
+	}
+}
+
 // release gives a reference back.
 func (s *Store) release(e *entry, d *Device) {
 	e.mu.Lock()
