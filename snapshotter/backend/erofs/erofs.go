@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/damselfly-io/damselfly/snapshotter/backend"
 	"github.com/damselfly-io/damselfly/snapshotter/device"
@@ -19,7 +22,8 @@ type Keeper interface {
 	// Get returns copies of the files. The error is fs.ErrNotExist if there are
 	// none.
 	Get(name string) (meta []byte, files []*os.File, err error)
-	// Drop forgets a name. One that is not there is no error.
+	// Drop forgets a name. One that is not there is no error. After an error the
+	// name is forgotten later.
 	Drop(name string) error
 }
 
@@ -38,8 +42,14 @@ type Backend struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex
+	closed  bool
 	guarded map[device.Key]*guard
-	trimmer trimmer
+	// settled says that Reclaim has seen what the keeper has: nothing is there of
+	// devices that are not guarded, but for those in unsettled.
+	settled   bool
+	unsettled map[device.Key]bool
+	endings   *endings // nil before the first mount
+	trimmer   trimmer
 }
 
 // New returns a backend, and starts what gives the pages of devices back. The
@@ -50,7 +60,7 @@ func New(o Options) *Backend {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	b := &Backend{
-		o: o, ctx: ctx, cancel: cancel, guarded: map[device.Key]*guard{},
+		o: o, ctx: ctx, cancel: cancel, guarded: map[device.Key]*guard{}, unsettled: map[device.Key]bool{},
 		trimmer: trimmer{map[*device.Device]int{}},
 	}
 	b.wg.Go(b.trim)
@@ -60,28 +70,58 @@ func New(o Options) *Backend {
 // Name is "erofs".
 func (b *Backend) Name() string { return "erofs" }
 
+// errClosed is what a backend returns that is closed.
+var errClosed = errors.New("the backend is closed")
+
 // Close ends what answers the kernel, after what it is answering. What is
 // mounted stays, and its readers wait.
 func (b *Backend) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	e := b.endings
+	b.mu.Unlock()
 	b.cancel()
+	var errs []error
+	if e != nil {
+		errs = append(errs, e.events.Close())
+	}
 	b.wg.Wait()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var errs []error
 	for _, g := range b.guarded {
-		errs = append(errs, g.close())
+		errs = append(errs, g.watch.Close())
 	}
 	clear(b.guarded)
 	return errors.Join(errs...)
 }
 
-// mounted is an image at a directory. It is a backend.Mount.
+// mounted is an image at a directory. It is a backend.Mount. It has its guards
+// and devices until its file system has no user left.
 type mounted struct {
 	b       *Backend
 	dir     string
 	id      string
 	devices []*device.Device
-	guards  []*guard
+	gone    chan struct{}
+
+	// Guarded by Backend.mu.
+	guards    []*guard
+	over      bool // end was called
+	lingering bool // the keeper knows that there are users without a mount
+}
+
+// newMounted is called with devices that are open.
+func (b *Backend) newMounted(im *backend.Image, dir string) (*mounted, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, errClosed
+	}
+	for _, d := range im.Devices {
+		d.Retain()
+	}
+	b.trimmer.add(im.Devices)
+	return &mounted{b: b, dir: dir, id: im.ID, devices: im.Devices, gone: make(chan struct{})}, nil
 }
 
 // Mount guards the devices that are not complete, and mounts.
@@ -92,127 +132,209 @@ func (b *Backend) Mount(ctx context.Context, im *backend.Image, dir string) (bac
 	if err := detach(dir); err != nil {
 		return nil, err
 	}
-	m := &mounted{b: b, dir: dir, id: im.ID}
-	for _, d := range im.Devices {
-		if err := m.guard(d, b.start); err != nil {
-			return nil, errors.Join(err, m.release())
-		}
-	}
-	if err := attach(im, dir); err != nil {
-		return nil, errors.Join(err, m.release())
-	}
-	m.use(im.Devices)
-	return m, nil
-}
-
-// use has the pages of devices given back while they are mounted.
-func (m *mounted) use(devices []*device.Device) {
-	m.b.mu.Lock()
-	defer m.b.mu.Unlock()
-	m.devices = devices
-	m.b.trimmer.add(devices)
-}
-
-// Adopt takes over the guards of the devices from the keeper.
-func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backend.Mount, error) {
-	kind, source, err := at(dir)
+	m, err := b.newMounted(im, dir)
 	if err != nil {
 		return nil, err
 	}
-	if kind != "erofs" || source != im.Meta {
-		return nil, errors.Join(fmt.Errorf("%s: what is mounted is %q of type %q, not %s: %w", dir, source, kind, im.Meta, backend.ErrLost), detach(dir))
-	}
-	m := &mounted{b: b, dir: dir, id: im.ID}
 	for _, d := range im.Devices {
-		if d.Complete() {
-			// The process before may have ended before it could do this.
-			if err := b.forget(d); err != nil {
-				return nil, errors.Join(err, m.release())
-			}
-			continue
-		}
-		if err := m.guard(d, b.resume); err != nil {
-			err = fmt.Errorf("device %s of %s: %w: %w", d.Key(), dir, backend.ErrLost, err)
-			return nil, errors.Join(err, detach(dir), m.release())
+		if err := m.guard(d, b.begin); err != nil {
+			m.end()
+			return nil, err
 		}
 	}
-	m.use(im.Devices)
+	root, err := create(im)
+	if err != nil {
+		m.end()
+		return nil, err
+	}
+	defer unix.Close(root) //nolint:errcheck // the mount stays where it was moved to
+	followed := m.follow(root)
+	if err := attach(root, dir); err != nil {
+		if !followed {
+			m.end()
+		}
+		return nil, err // the file system ends with root, and m with it
+	}
 	return m, nil
+}
+
+// Adopt takes over the guards of the devices from the keeper. When one of them
+// is lost the others are not let go of: what is open in the mount goes on.
+func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backend.Mount, error) {
+	root, err := openMount(dir, im.Meta)
+	if errors.Is(err, backend.ErrLost) {
+		return nil, errors.Join(err, detach(dir))
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(root) //nolint:errcheck // it was only looked at
+	m, err := b.newMounted(im, dir)
+	if err != nil {
+		return nil, err
+	}
+	var lost []error
+	for _, d := range im.Devices {
+		err := m.guard(d, b.resume)
+		if errors.Is(err, errNoGuard) {
+			lost = append(lost, fmt.Errorf("device %s of %s: %w: %w", d.Key(), dir, backend.ErrLost, err))
+			// What was read meanwhile may be wrong; what will be read is not.
+			err = m.guard(d, b.restart)
+		}
+		if err != nil && len(lost) == 0 {
+			m.leave()
+			return nil, err
+		}
+		if err != nil {
+			lost = append(lost, err)
+		}
+	}
+	m.follow(root)
+	if len(lost) > 0 {
+		return nil, errors.Join(append(lost, detach(dir))...)
+	}
+	return m, nil
+}
+
+// follow has m.end called when the file system has no user left, and reports
+// whether that will be known.
+func (m *mounted) follow(root int) bool {
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	err := errClosed
+	if !m.b.closed {
+		err = m.b.follow(m, root)
+	}
+	if err != nil {
+		m.b.o.Log.Warn("it will not be known when a file system ends: its devices stay guarded", "image", m.id, "error", err)
+	}
+	return err == nil
 }
 
 // guard adds the guard of a device, which begin makes if there is none.
 func (m *mounted) guard(d *device.Device, begin func(*device.Device) (*guard, error)) error {
 	if d.Complete() {
-		return nil
+		// What is not on the disk may still be lost.
+		if err := d.Sync(); err != nil {
+			return err
+		}
 	}
-	m.b.mu.Lock()
-	defer m.b.mu.Unlock()
-	g := m.b.guarded[d.Key()]
+	b := m.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.guarded[d.Key()]
 	if g == nil {
+		if d.Complete() {
+			return nil
+		}
+		if b.closed {
+			return errClosed
+		}
 		var err error
 		if g, err = begin(d); err != nil {
 			return fmt.Errorf("guard %s: %w", d.Path(), err)
 		}
-		m.b.guarded[d.Key()] = g
+		b.guarded[d.Key()] = g
 	}
 	g.users++
 	m.guards = append(m.guards, g)
 	return nil
 }
 
-// forget drops what the keeper has of a complete device.
-func (b *Backend) forget(d *device.Device) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.guarded[d.Key()] != nil {
-		return nil
+// leave gives up what could not be adopted now. Its guards go on: the file system
+// has users.
+func (m *mounted) leave() {
+	m.b.mu.Lock()
+	for _, g := range m.guards {
+		g.pin()
 	}
-	return b.o.Keeper.Drop(keeperName(d.Key()))
+	m.b.mu.Unlock()
+	m.end()
 }
 
-// release gives guards back that no file system needs any more.
-func (m *mounted) release() error {
-	m.b.mu.Lock()
-	defer m.b.mu.Unlock()
+// end gives back what no file system needs any more.
+func (m *mounted) end() {
+	b := m.b
+	b.mu.Lock()
+	if m.over {
+		b.mu.Unlock()
+		return
+	}
+	m.over = true
+	b.trimmer.remove(m.devices)
 	var errs []error
 	for _, g := range m.guards {
-		if g.users--; g.users > 0 || m.b.guarded[g.device.Key()] != g {
-			continue
+		if b.guarded[g.device.Key()] != g {
+			continue // it was complete
 		}
-		delete(m.b.guarded, g.device.Key())
-		errs = append(errs, g.end())
+		if m.lingering {
+			g.lingering--
+		}
+		switch g.users--; {
+		case g.users == 0:
+			delete(b.guarded, g.device.Key())
+			errs = append(errs, g.end())
+		case m.lingering && g.lingering == 0:
+			errs = append(errs, g.put())
+		}
 	}
 	m.guards = nil
-	return errors.Join(errs...)
+	b.mu.Unlock()
+	for _, d := range m.devices {
+		d.Release()
+	}
+	close(m.gone)
+	if err := errors.Join(errs...); err != nil {
+		b.o.Log.Warn("a guard could not be taken away as it should", "image", m.id, "error", err)
+	}
 }
+
+// Gone is closed when the file system has no user left.
+func (m *mounted) Gone() <-chan struct{} { return m.gone }
+
+// lingerAfter is how long users of a file system without a mount may take to end
+// before the keeper is told of them.
+const lingerAfter = time.Second
 
 // Unmount takes the mount away. The guards stay until the file system has no
 // user left.
 func (m *mounted) Unmount(context.Context) error {
-	m.b.mu.Lock()
-	m.b.trimmer.remove(m.devices)
-	m.devices = nil
-	m.b.mu.Unlock()
-	if len(m.guards) == 0 {
-		return detach(m.dir)
-	}
-	end, err := watchEnd(m.dir)
-	if err != nil {
+	if err := detach(m.dir); err != nil {
 		return err
 	}
-	if err := detach(m.dir); err != nil {
-		return errors.Join(err, end.events.Close())
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	if len(m.guards) == 0 || m.b.closed {
+		return nil
 	}
 	m.b.wg.Go(func() {
-		if err := end.wait(m.b.ctx); err != nil {
-			if !errors.Is(err, context.Canceled) {
-				m.b.o.Log.Error("it is not known when a file system ends: its devices stay guarded", "image", m.id, "error", err)
-			}
+		timer := time.NewTimer(lingerAfter)
+		defer timer.Stop()
+		select {
+		case <-m.gone:
 			return
+		case <-timer.C:
+		case <-m.b.ctx.Done():
 		}
-		if err := m.release(); err != nil {
-			m.b.o.Log.Error("a guard could not be taken away", "image", m.id, "error", err)
-		}
+		m.linger()
 	})
 	return nil
+}
+
+// linger tells the keeper that the devices have users that no mount tells of.
+func (m *mounted) linger() {
+	m.b.mu.Lock()
+	defer m.b.mu.Unlock()
+	if m.over || m.lingering {
+		return
+	}
+	m.lingering = true
+	for _, g := range m.guards {
+		if g.lingering++; g.lingering > 1 || m.b.guarded[g.device.Key()] != g {
+			continue
+		}
+		if err := g.put(); err != nil {
+			m.b.o.Log.Warn("the keeper does not know that an unmounted image is in use", "image", m.id, "error", err)
+		}
+	}
 }

@@ -3,7 +3,9 @@ package erofs_test
 import (
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -18,6 +20,24 @@ import (
 type keeper struct {
 	mu   sync.Mutex
 	kept map[string][]*os.File
+	meta map[string][]byte
+	err  error // of Get
+	// onDrop is called before a name is dropped that is there.
+	onDrop func(name string)
+}
+
+func (k *keeper) fail(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.err = err
+}
+
+func (k *keeper) len() int { return len(k.names()) }
+
+func (k *keeper) names() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Collect(maps.Keys(k.kept))
 }
 
 func duplicate(f *os.File) (*os.File, error) {
@@ -48,11 +68,12 @@ func duplicates(files []*os.File) ([]*os.File, error) {
 	return all, nil
 }
 
-func (k *keeper) Put(name string, _ []byte, files ...*os.File) error {
+func (k *keeper) Put(name string, meta []byte, files ...*os.File) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.drop(name)
 	var err error
+	k.meta[name] = meta
 	k.kept[name], err = duplicates(files)
 	return err
 }
@@ -60,17 +81,23 @@ func (k *keeper) Put(name string, _ []byte, files ...*os.File) error {
 func (k *keeper) Get(name string) ([]byte, []*os.File, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.err != nil {
+		return nil, nil, k.err
+	}
 	files, ok := k.kept[name]
 	if !ok {
 		return nil, nil, fmt.Errorf("nothing is kept as %s: %w", name, fs.ErrNotExist)
 	}
 	files, err := duplicates(files)
-	return nil, files, err
+	return k.meta[name], files, err
 }
 
 func (k *keeper) Drop(name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.kept[name] != nil && k.onDrop != nil {
+		k.onDrop(name)
+	}
 	k.drop(name)
 	return nil
 }
@@ -89,7 +116,7 @@ func TestSuite(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		if keepers[n.Dir] == nil {
-			keepers[n.Dir] = &keeper{kept: map[string][]*os.File{}}
+			keepers[n.Dir] = &keeper{kept: map[string][]*os.File{}, meta: map[string][]byte{}}
 		}
 		return erofs.New(erofs.Options{Filler: n.Filler, Keeper: keepers[n.Dir]})
 	})

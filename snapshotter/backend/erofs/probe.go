@@ -46,10 +46,15 @@ func Probe(ctx context.Context, dir string) (err error) {
 	if err := errors.Join(err, f.Close(), os.Mkdir(at, 0o700)); err != nil {
 		return err
 	}
-	if err := attach(&backend.Image{Meta: meta}, at); err != nil {
+	root, err := create(&backend.Image{Meta: meta})
+	if err != nil {
 		if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.ENODEV) {
 			err = fmt.Errorf("the kernel does not mount EROFS from files in %s (Linux 6.12 with EROFS_FS_BACKED_BY_FILE, on ext4 or xfs): %w", dir, err)
 		}
+		return err
+	}
+	defer unix.Close(root) //nolint:errcheck // it was only looked at
+	if err := attach(root, at); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, detach(at)) }()
