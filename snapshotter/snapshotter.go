@@ -181,7 +181,7 @@ func (s *snapshotter) registry(ctx context.Context, ref image.Ref) (*image.Sourc
 // mounted looks after a chain that has been mounted.
 func (s *snapshotter) mounted(m lazy.Mounted) (ended func()) {
 	s.metrics.mountsUp.Inc()
-	end := s.ahead.Mounted(ahead.Mount{Image: m.Manifest, Devices: m.Devices})
+	end := s.ahead.Mounted(ahead.Mount{Image: m.Manifest, Devices: m.Devices, Adopted: m.Adopted})
 	return func() {
 		end()
 		for _, d := range m.Devices {

@@ -4,18 +4,22 @@
 // of the same image have read first, and has them fetched in that order. It
 // notes which groups the mount here reads in its first seconds, from the first
 // read on, and reports them, present or not: the next node starts with them. Then
-// it has the devices completed in the background.
+// it has the devices completed in the background. Of a mount that an earlier
+// process has made, nothing is noted and nothing fetched first: it started before.
 //
-// All of this is only for speed. What fails is logged, and not tried again.
+// All of this is only for speed. What fails is logged, and not tried again, but
+// for Refill.
 package ahead
 
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/damselfly-io/damselfly/snapshotter/device"
 	"github.com/damselfly-io/damselfly/snapshotter/node"
@@ -53,30 +57,32 @@ type Options struct {
 	After func(time.Duration) <-chan time.Time
 }
 
-// Manager looks after the mounts that it is told of.
+// Manager looks after the mounts that it is told of. Its methods may be called by
+// several goroutines.
 type Manager struct {
 	o      Options
 	ctx    context.Context //nolint:containedctx // the lifetime of work that outlives the calls that start it
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu sync.Mutex
-	// recording are the mounts whose reads are noted, by device.
-	recording map[*device.Device][]*recording
+	mu     sync.Mutex
+	closed bool
+	mounts []*mount
 }
 
-// maxAccesses bounds what is noted of a mount: what a report may have.
-const maxAccesses = 4096
+const (
+	// maxAccesses bounds what is noted of a mount, and used of a profile: what a
+	// report may have.
+	maxAccesses = 4096
+	// fetchers is how many parts of a profile are fetched at a time. Starts go back
+	// and forth between layers, so that parts are short.
+	fetchers = 4
+	// Refill waits between firstRest and lastRest after a failure.
+	firstRest = 500 * time.Millisecond
+	lastRest  = 30 * time.Second
+)
 
-// recording is what one mount reads first.
-type recording struct {
-	mu    sync.Mutex
-	seen  map[node.Access]bool
-	order []node.Access
-	began chan struct{} // closed at the first read
-}
-
-// New returns a manager. The caller closes it.
+// New returns a manager. It starts nothing; the caller closes it.
 func New(o Options) *Manager {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -92,13 +98,17 @@ func New(o Options) *Manager {
 			*d.to = d.def
 		}
 	}
-	m := &Manager{o: o, recording: map[*device.Device][]*recording{}}
+	m := &Manager{o: o}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	return m
 }
 
-// Close ends all work and waits for it.
+// Close ends all work and waits for it. Later calls of the other methods do
+// nothing.
 func (m *Manager) Close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
 	m.cancel()
 	m.wg.Wait()
 }
@@ -108,73 +118,89 @@ type Mount struct {
 	// Image is the digest of the image's manifest; "" if it is not known.
 	Image   digest.Digest
 	Devices []*device.Device
+	// Adopted says that it was mounted by an earlier process.
+	Adopted bool
+}
+
+// mount is a Mount that is looked after.
+type mount struct {
+	Mount
+	ctx context.Context //nolint:containedctx // ends with the mount
+	wg  sync.WaitGroup
+	r   *recording // nil when reads are not noted any more; guarded by Manager.mu
+}
+
+// recording is what one mount reads first.
+type recording struct {
+	mu    sync.Mutex
+	seen  map[place]bool
+	order []place
+	began chan struct{} // closed at the first read
+}
+
+// place is a group of a device.
+type place struct {
+	device *device.Device
+	group  int
 }
 
 // Mounted looks after a mount until ended is called, which waits: the devices
 // are not used any more when it returns.
-func (m *Manager) Mounted(x Mount) (ended func()) {
+func (m *Manager) Mounted(of Mount) (ended func()) {
 	ctx, cancel := context.WithCancel(m.ctx)
-	var wg sync.WaitGroup
-	start := func(f func(context.Context, Mount)) {
-		wg.Add(1)
-		m.wg.Go(func() {
-			defer wg.Done()
-			f(ctx, x)
-		})
+	x := &mount{Mount: of, ctx: ctx}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		cancel()
+		return func() {}
 	}
-	if m.o.Learn && x.Image != "" {
-		r := m.record(x)
-		start(func(ctx context.Context, x Mount) { m.report(ctx, x, r) })
-		start(m.prefetch)
-	}
-	if m.o.Background {
-		start(m.complete)
+	m.mounts = append(m.mounts, x)
+	if !allComplete(of.Devices) {
+		if m.o.Learn && of.Image != "" && !of.Adopted {
+			x.r = &recording{seen: map[place]bool{}, began: make(chan struct{})}
+			r := x.r
+			m.start(x, func() { m.report(x, r) })
+			m.start(x, func() { m.prefetch(x) })
+		}
+		if m.o.Background {
+			m.start(x, func() { m.complete(x) })
+		}
 	}
 	return func() {
+		m.mu.Lock()
+		m.mounts = slices.DeleteFunc(m.mounts, func(other *mount) bool { return other == x })
+		m.mu.Unlock()
 		cancel()
-		wg.Wait()
+		x.wg.Wait()
 	}
 }
 
-// record begins to note the reads of a mount.
-func (m *Manager) record(x Mount) *recording {
-	r := &recording{seen: map[node.Access]bool{}, began: make(chan struct{})}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, d := range x.Devices {
-		m.recording[d] = append(m.recording[d], r)
-	}
-	return r
+func allComplete(devices []*device.Device) bool {
+	return !slices.ContainsFunc(devices, func(d *device.Device) bool { return !d.Complete() })
 }
 
-// unrecord ends that.
-func (m *Manager) unrecord(x Mount, r *recording) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, d := range x.Devices {
-		var rest []*recording
-		for _, other := range m.recording[d] {
-			if other != r {
-				rest = append(rest, other)
-			}
-		}
-		if m.recording[d] = rest; len(rest) == 0 {
-			delete(m.recording, d)
-		}
-	}
+// start has work done for a mount. m.mu is held.
+func (m *Manager) start(x *mount, work func()) {
+	x.wg.Add(1)
+	m.wg.Go(func() {
+		defer x.wg.Done()
+		work()
+	})
 }
 
 // Accessed notes that a group is read. It does not block.
 func (m *Manager) Accessed(d *device.Device, group int) {
 	m.mu.Lock()
-	list := m.recording[d]
-	m.mu.Unlock()
-	for _, r := range list {
-		r.add(node.Access{Blob: digest.Digest(d.Table().Blob.Digest.String()), Group: group})
+	defer m.mu.Unlock()
+	for _, x := range m.mounts {
+		if x.r != nil && slices.Contains(x.Devices, d) {
+			x.r.add(place{d, group})
+		}
 	}
 }
 
-func (r *recording) add(a node.Access) {
+func (r *recording) add(a place) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.seen[a] || len(r.order) == maxAccesses {
@@ -187,45 +213,96 @@ func (r *recording) add(a node.Access) {
 	r.order = append(r.order, a)
 }
 
+func (r *recording) accesses() []node.Access {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]node.Access, len(r.order))
+	for i, a := range r.order {
+		all[i] = node.Access{Blob: blobOf(a.device), Group: a.group}
+	}
+	return all
+}
+
+func blobOf(d *device.Device) digest.Digest { return digest.Digest(d.Table().Blob.Digest.String()) }
+
 // report sends what a mount has read first.
-func (m *Manager) report(ctx context.Context, x Mount, r *recording) {
-	defer m.unrecord(x, r)
+func (m *Manager) report(x *mount, r *recording) {
+	began := false
 	select {
 	case <-r.began:
-	case <-ctx.Done():
+		began = true
+		select {
+		case <-m.o.After(m.o.Window):
+		case <-x.ctx.Done(): // a short life is worth reporting, too
+		}
+	case <-x.ctx.Done():
+	}
+	m.mu.Lock()
+	x.r = nil
+	m.mu.Unlock()
+	if !began {
 		return
 	}
-	select {
-	case <-m.o.After(m.o.Window):
-	case <-ctx.Done(): // a short life is worth reporting, too
-	}
-	m.unrecord(x, r)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.o.Patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), m.o.Patience)
 	defer cancel()
-	r.mu.Lock()
-	order := r.order
-	r.mu.Unlock()
-	if err := m.o.Profiles.ReportAccess(ctx, x.Image, order); err != nil {
+	if err := m.o.Profiles.ReportAccess(ctx, x.Image, r.accesses()); err != nil {
 		m.o.Log.Info("what a mount has read first is not reported", "image", x.Image, "error", err)
 	}
 }
 
 // prefetch fetches what other mounts of the image have read first.
-func (m *Manager) prefetch(ctx context.Context, x Mount) {
-	asking, cancel := context.WithTimeout(ctx, m.o.Patience)
+func (m *Manager) prefetch(x *mount) {
+	asking, cancel := context.WithTimeout(x.ctx, m.o.Patience)
 	accesses, err := m.o.Profiles.Profile(asking, x.Image)
 	cancel()
 	if err != nil {
-		m.o.Log.Info("an image starts without prefetching", "image", x.Image, "error", err)
+		if x.ctx.Err() == nil {
+			m.o.Log.Info("an image starts without prefetching", "image", x.Image, "error", err)
+		}
 		return
 	}
+	f := &fetch{m: m, x: x, failed: map[*device.Device]bool{}}
+	var work errgroup.Group
+	work.SetLimit(fetchers)
 	for _, run := range runs(accesses, x.Devices) {
-		if err := m.o.Filler.Prefetch(ctx, run.device, run.groups); err != nil {
-			if ctx.Err() == nil {
-				m.o.Log.Info("prefetching has ended early", "image", x.Image, "error", err)
-			}
-			return
+		if x.ctx.Err() != nil {
+			break
 		}
+		work.Go(func() error {
+			f.run(run)
+			return nil
+		})
+	}
+	_ = work.Wait() // always nil
+}
+
+// fetch is a profile being fetched.
+type fetch struct {
+	m *Manager
+	x *mount
+
+	mu     sync.Mutex
+	failed map[*device.Device]bool
+}
+
+// run fetches a part, unless its device has failed before.
+func (f *fetch) run(r run) {
+	f.mu.Lock()
+	failed := f.failed[r.device]
+	f.mu.Unlock()
+	if failed || f.x.ctx.Err() != nil {
+		return
+	}
+	err := f.m.o.Filler.Prefetch(f.x.ctx, r.device, r.groups)
+	if err == nil || f.x.ctx.Err() != nil {
+		return
+	}
+	f.mu.Lock()
+	first := !f.failed[r.device]
+	f.failed[r.device] = true
+	f.mu.Unlock()
+	if first {
+		f.m.o.Log.Info("prefetching has ended early", "image", f.x.Image, "device", r.device.Key(), "error", err)
 	}
 }
 
@@ -236,18 +313,20 @@ type run struct {
 }
 
 // runs divides a profile by devices, in its order. What is not on any, or of no
-// group, is left out: profiles are what other nodes say.
+// group, or there twice, is left out: profiles are what other nodes say.
 func runs(accesses []node.Access, devices []*device.Device) []run {
 	byBlob := map[digest.Digest]*device.Device{}
 	for _, d := range devices {
-		byBlob[digest.Digest(d.Table().Blob.Digest.String())] = d
+		byBlob[blobOf(d)] = d
 	}
 	var all []run
-	for _, a := range accesses {
+	seen := map[place]bool{}
+	for _, a := range accesses[:min(len(accesses), maxAccesses)] {
 		d := byBlob[a.Blob]
-		if d == nil || a.Group < 0 || a.Group >= len(d.Table().Blob.Groups) {
+		if d == nil || a.Group < 0 || a.Group >= len(d.Table().Blob.Groups) || seen[place{d, a.Group}] {
 			continue
 		}
+		seen[place{d, a.Group}] = true
 		if len(all) == 0 || all[len(all)-1].device != d {
 			all = append(all, run{device: d})
 		}
@@ -259,29 +338,51 @@ func runs(accesses []node.Access, devices []*device.Device) []run {
 
 // complete has the devices completed, the topmost first: what was changed last
 // is used first.
-func (m *Manager) complete(ctx context.Context, x Mount) {
+func (m *Manager) complete(x *mount) {
 	select {
 	case <-m.o.After(m.o.Settle):
-	case <-ctx.Done():
+	case <-x.ctx.Done():
 		return
 	}
-	for i := len(x.Devices) - 1; i >= 0; i-- {
-		if err := m.o.Filler.Complete(ctx, x.Devices[i]); err != nil {
-			if ctx.Err() == nil {
-				m.o.Log.Info("a device was not completed in the background", "device", x.Devices[i].Key(), "error", err)
-			}
-			if ctx.Err() != nil {
-				return
-			}
+	for _, d := range slices.Backward(x.Devices) {
+		err := m.o.Filler.Complete(x.ctx, d)
+		if x.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			m.o.Log.Info("a device was not completed in the background", "device", d.Key(), "error", err)
 		}
 	}
 }
 
-// Refill brings groups again that a device has lost.
+// Refill brings groups again that a device has lost, for as long as it is mounted
+// and they are missing: nobody may ask for them any more. It does not block.
 func (m *Manager) Refill(d *device.Device, groups []int) {
-	m.wg.Go(func() {
-		if err := m.o.Filler.Prefetch(m.ctx, d, groups); err != nil && m.ctx.Err() == nil {
-			m.o.Log.Error("what a device has lost could not be brought again", "device", d.Key(), "groups", groups, "error", err)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return
+	}
+	for _, x := range m.mounts {
+		if slices.Contains(x.Devices, d) {
+			lost := slices.Clone(groups)
+			m.start(x, func() { m.refill(x, d, lost) })
 		}
-	})
+	}
+}
+
+func (m *Manager) refill(x *mount, d *device.Device, groups []int) {
+	for rest := firstRest; ; rest = min(2*rest, lastRest) {
+		err := m.o.Filler.Prefetch(x.ctx, d, groups)
+		groups = slices.DeleteFunc(groups, d.Has)
+		if len(groups) == 0 || x.ctx.Err() != nil {
+			return
+		}
+		m.o.Log.Error("what a device has lost could not be brought again: it is tried again", "device", d.Key(), "groups", groups, "error", err)
+		select {
+		case <-m.o.After(rest):
+		case <-x.ctx.Done():
+			return
+		}
+	}
 }

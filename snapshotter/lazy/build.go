@@ -152,7 +152,7 @@ func (m *mounts) build(c Chain, loaded []*chunkfmt.Index) (*record, error) {
 	if err := removeTemporary(dir); err != nil {
 		return nil, local("remove what an earlier process has left", err)
 	}
-	r := &record{Version: recordVersion, Manifest: c.Manifest, Layers: c.Layers, built: true}
+	r := &record{Version: recordVersion, Backend: m.backend.Name(), Manifest: c.Manifest, Layers: c.Layers, built: true}
 	blobs, err := r.writeMeta(filepath.Join(dir, fileMeta), tree)
 	if err != nil {
 		return nil, err

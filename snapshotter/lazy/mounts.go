@@ -80,6 +80,8 @@ type Mounted struct {
 	Devices  []*device.Device
 	// Layers is the number of the chain's layers.
 	Layers int
+	// Adopted says that an earlier process has mounted it.
+	Adopted bool
 }
 
 // mounting is a chain that is mounted or being mounted.
@@ -90,6 +92,7 @@ type mounting struct {
 	devices []*device.Device
 	layers  []Layer // whose indexes are held
 	image   digest.Digest
+	adopted bool
 	ended   func()
 }
 
@@ -249,11 +252,9 @@ func (m *mounts) mount(ctx context.Context, chain digest.Digest, e *mounting, r 
 	if err := os.MkdirAll(m.path(chain), 0o700); err != nil {
 		return local("make the directory of a mount", err)
 	}
-	mount, err := m.attach(ctx, chain, im, r, adopt)
-	if err != nil {
+	if e.adopted, err = m.attach(ctx, chain, e, im, r, adopt); err != nil {
 		return err
 	}
-	e.mount = mount
 	e.layers, e.image = r.Layers, r.Manifest
 	for _, l := range e.layers {
 		m.indexes.hold(l.Index)
@@ -264,8 +265,8 @@ func (m *mounts) mount(ctx context.Context, chain digest.Digest, e *mounting, r 
 	return nil
 }
 
-// attach has the backend adopt or mount.
-func (m *mounts) attach(ctx context.Context, chain digest.Digest, im *backend.Image, r *record, adopt bool) (backend.Mount, error) {
+// attach has the backend adopt or mount, and reports which. e is locked.
+func (m *mounts) attach(ctx context.Context, chain digest.Digest, e *mounting, im *backend.Image, r *record, adopt bool) (adopted bool, err error) {
 	root := m.root(chain)
 	if adopt && r.Backend == m.backend.Name() {
 		mount, err := m.backend.Adopt(ctx, im, root)
@@ -273,28 +274,33 @@ func (m *mounts) attach(ctx context.Context, chain digest.Digest, im *backend.Im
 			if err := m.record(chain, r); err != nil {
 				m.log.Warn("the record of a mount could not be written: it is made anew at the next start", "chain", chain, "error", err)
 			}
-			return mount, nil
+			e.mount = mount
+			return true, nil
 		}
 		if !errors.Is(err, backend.ErrLost) {
-			return nil, errKept{err}
+			return false, errKept{err}
 		}
 		m.log.Warn("a mount of an earlier process could not be taken over: it was taken away", "chain", chain, "error", err)
 	}
 	if adopt {
 		if err := m.detach(root); err != nil {
-			return nil, err
+			return false, err
 		}
 	}
 	if err := local("make the directory to mount at", os.MkdirAll(root, 0o700)); err != nil {
-		return nil, err
+		return false, err
 	}
 	if err := r.checkMeta(im.Meta); err != nil {
-		return nil, err
+		return false, err
 	}
 	if err := m.record(chain, r); err != nil {
-		return nil, err
+		return false, err
 	}
-	return m.backend.Mount(ctx, im, root)
+	mount, err := m.backend.Mount(ctx, im, root)
+	if err == nil {
+		e.mount = mount
+	}
+	return false, err
 }
 
 // record says on disk that a chain is mounted, or is about to be.
@@ -339,7 +345,7 @@ func (linux) attached(dir string) bool {
 }
 
 func (e *mounting) describe(chain digest.Digest) Mounted {
-	return Mounted{Chain: chain, Manifest: e.image, Devices: e.devices, Layers: len(e.layers)}
+	return Mounted{Chain: chain, Manifest: e.image, Devices: e.devices, Layers: len(e.layers), Adopted: e.adopted}
 }
 
 // lasting is a mount that may be used after it was taken away.
