@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/doctor"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/get"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/images"
@@ -61,6 +62,7 @@ Every command prints one JSON document with -o json.
 		inspect.PeerCommand(console),
 		inspect.CacheCommand(console),
 		key.Command(console),
+		doctor.Command(console, doctor.System{}),
 		inspect.VersionCommand(console),
 		node.Command(node.Options{Out: console.Out}),
 	)
