@@ -11,9 +11,14 @@ import (
 	"github.com/damselfly-io/damselfly/snapshotter/node"
 )
 
-// keysCount is how long the supernode's keys count before the daemon is asked
-// again.
-const keysCount = 30 * time.Second
+const (
+	// keysCount is how long the supernode's keys count before the daemon is asked
+	// again, keysRetry the same after it did not answer.
+	keysCount = 30 * time.Second
+	keysRetry = time.Second
+	// keysTimeout bounds the question: pulls wait for it.
+	keysTimeout = 500 * time.Millisecond
+)
 
 // policy is the trust policy of the node: that of its file, and the keys of the
 // supernode that the node has joined.
@@ -48,9 +53,14 @@ func (p *policy) supernodeKeys(ctx context.Context) []trust.PublicKey {
 	if time.Now().Before(p.refresh) {
 		return p.keys
 	}
-	info, err := p.info(ctx)
+	asking, cancel := context.WithTimeout(ctx, keysTimeout)
+	defer cancel()
+	info, err := p.info(asking)
 	if err != nil {
 		p.log.Debug("the supernode's keys are not known anew", "error", err)
+		if ctx.Err() == nil {
+			p.refresh = time.Now().Add(keysRetry)
+		}
 		return p.keys
 	}
 	var keys []trust.PublicKey
