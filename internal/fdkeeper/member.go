@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // instancer is a holder that tells cheaply whether it still has what it had.
@@ -24,7 +25,9 @@ type member struct {
 	failures int
 	// complained: its failure was logged.
 	complained bool
-	instance   uint64
+	// hangs: it let the last question wait in vain.
+	hangs    bool
+	instance uint64
 }
 
 func (b *member) isBehind() bool {
@@ -91,16 +94,44 @@ func (m *Multi) ask(ctx context.Context, members []*member, do func(context.Cont
 	return done, errors.Join(errs...)
 }
 
+// hangingShare is the part of the timeout that questions wait for a member which
+// let the last one wait in vain: a start asks for every set there is.
+const hangingShare = 40
+
+// patience is how long a question waits for a member.
+func (b *member) patience(timeout time.Duration) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.hangs {
+		return timeout / hangingShare
+	}
+	return timeout
+}
+
+// answered notes whether a question got an answer in time.
+func (b *member) answered(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hangs = errors.Is(err, context.DeadlineExceeded)
+}
+
 // all asks every member, by its index. What fails says nothing about what a
 // member has.
 func (m *Multi) all(ctx context.Context, do func(ctx context.Context, i int) error) []error {
+	return m.allIn(ctx, func(*member) time.Duration { return m.o.Timeout }, do)
+}
+
+// allIn is all with a timeout for each member.
+func (m *Multi) allIn(ctx context.Context, timeout func(*member) time.Duration, do func(ctx context.Context, i int) error) []error {
 	errs := make([]error, len(m.members))
 	var wg sync.WaitGroup
 	for i, b := range m.members {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, m.o.Timeout)
+			ctx, cancel := context.WithTimeout(ctx, timeout(b))
 			defer cancel()
-			if err := do(ctx, i); err != nil {
+			err := do(ctx, i)
+			b.answered(err)
+			if err != nil {
 				errs[i] = fmt.Errorf("%s: %w", b.Name, err)
 			}
 		})

@@ -121,7 +121,8 @@ func (m *Multi) Put(ctx context.Context, s Set) error {
 func (m *Multi) Get(ctx context.Context, name string) (Set, error) {
 	defer m.lockName(name)()
 	sets := make([]Set, len(m.members))
-	errs := m.all(ctx, func(ctx context.Context, i int) (err error) {
+	patience := func(b *member) time.Duration { return b.patience(m.o.Timeout) }
+	errs := m.allIn(ctx, patience, func(ctx context.Context, i int) (err error) {
 		sets[i], err = m.members[i].Get(ctx, name)
 		return err
 	})
@@ -143,7 +144,8 @@ func (m *Multi) Get(ctx context.Context, name string) (Set, error) {
 	defer m.mu.Unlock()
 	s := sets[best]
 	m.last = max(m.last, s.Stamp)
-	if old, ok := m.known[name]; !ok || old.Stamp < s.Stamp {
+	// Of two that are the same, the caller may have closed the earlier one.
+	if old, ok := m.known[name]; !ok || old.Stamp <= s.Stamp {
 		m.known[name] = s
 	}
 	return s, nil

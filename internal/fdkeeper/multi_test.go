@@ -318,3 +318,60 @@ func TestMultiWithClosedFiles(t *testing.T) {
 		t.Errorf("the client's server has %v, %v, want what is still open", list, err)
 	}
 }
+
+// A start asks for many sets: a member that hangs must not delay each.
+func TestMultiGetFromHangingMember(t *testing.T) {
+	f := files(t, 1)
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newMemory(), newMemory()
+		m := newMulti(t, MultiOptions{Timeout: 2 * time.Second}, a, b)
+		if err := m.Put(t.Context(), Set{Name: "x", Files: f}); err != nil {
+			t.Fatal(err)
+		}
+		get := func() time.Duration {
+			t.Helper()
+			start := time.Now()
+			s, err := m.Get(t.Context(), "x")
+			if err != nil {
+				t.Fatal(err)
+			}
+			closing(t, s)
+			return time.Since(start)
+		}
+		b.set(func() { b.hang = true })
+		for i, want := range []time.Duration{2 * time.Second, 50 * time.Millisecond, 50 * time.Millisecond} {
+			if took := get(); took != want {
+				t.Errorf("Get %d took %v, want %v", i, took, want)
+			}
+		}
+		b.set(func() { b.hang = false })
+		get()
+		if m.members[1].patience(time.Second) != time.Second {
+			t.Error("a member that answers again is not waited for")
+		}
+	})
+}
+
+// What the last Get returned is what a member is given that lost it.
+func TestMultiRestoresFromTheLastGet(t *testing.T) {
+	a, b := newMemory(), newMemory()
+	m := newMulti(t, MultiOptions{}, a, b)
+	if err := m.Put(t.Context(), Set{Name: "x", Files: files(t, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	first, err := m.Get(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := m.Get(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closing(t, last)
+	closing(t, first)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if known := m.known["x"]; len(known.Files) != 1 || known.Files[0] != last.Files[0] {
+		t.Error("a file that was closed is what is known")
+	}
+}
