@@ -149,11 +149,17 @@ func (m *mounts) ensure(ctx context.Context, c Chain, state func() (wanted, unus
 	}
 	defer e.mu.Unlock()
 	wanted, unused := state()
-	if !wanted {
+	switch {
+	case ctx.Err() != nil: // it may have ended while others had the lock
+		err = ctx.Err()
+	case !wanted:
+		err = errUnwanted
+	}
+	if err != nil {
 		if e.mount == nil {
 			m.forget(c.ID, e)
 		}
-		return "", errUnwanted
+		return "", err
 	}
 	if e.mount != nil && (!unused || sameIndexes(e.layers, c.Layers)) {
 		return m.root(c.ID), nil
