@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -238,6 +240,9 @@ func RunKeeper(ctx context.Context, c KeeperConfig, log *slog.Logger) error {
 	if _, err := fdkeeper.RaiseFileLimit(descriptors); err != nil {
 		log.Warn("few files can be held: few images can be mounted", "error", err)
 	}
+	// Whoever reads the log may be killed with all others: then this process must
+	// not end by a line that it writes.
+	signal.Ignore(syscall.SIGPIPE)
 	if err := os.MkdirAll(filepath.Dir(c.Address), 0o755); err != nil {
 		return fmt.Errorf("address: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -97,7 +98,7 @@ func (s *snapshotter) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.health.Register("dfdaemon", s.node.Ping)
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+	if c.DataDir, err = dataDir(c.DataDir); err != nil {
 		return fmt.Errorf("data-dir: %w", err)
 	}
 	s.devices, err = device.Open(device.Options{
@@ -127,6 +128,32 @@ func (s *snapshotter) open(ctx context.Context) (err error) {
 		return err
 	}
 	return s.openImages(ctx)
+}
+
+// maxDataDir is how long the path of the data directory may be, in bytes: the
+// kernel takes the names of an EROFS image and its devices up to 255 bytes.
+const maxDataDir = 150
+
+// dataDir makes the data directory and returns its path as the kernel has it:
+// containerd and later processes compare and mount what is below.
+func dataDir(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return "", err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return "", err
+	}
+	switch {
+	case strings.ContainsAny(path, `:,\`+"\n"):
+		return "", fmt.Errorf("%q: overlayfs cannot be given paths with colons, commas, backslashes or line ends", path)
+	case len(path) > maxDataDir:
+		return "", fmt.Errorf("%q: at most %d bytes can be used", path, maxDataDir)
+	}
+	return path, nil
 }
 
 // openImages takes over what an earlier process has left.

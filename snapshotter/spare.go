@@ -7,6 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,10 +42,16 @@ func (s *spare) ensure(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("start a spare keeper: %w", err)
 	}
+	socket, err := filepath.Abs(s.socket)
+	if err != nil {
+		return fmt.Errorf("start a spare keeper: %w", err)
+	}
 	// It outlives this process, so the context does not end it.
-	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "keeper", "--address", s.socket, "--unused", spareUnused.String()) // #nosec G204 -- this program
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, "keeper", "--address", socket, "--unused", spareUnused.String()) // #nosec G204 -- this program
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	cmd.Stderr = os.Stderr
+	cmd.Dir = "/" // it keeps no file system busy
+	cmd.Env = withoutServiceManager(os.Environ())
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start a spare keeper: %w", err)
 	}
@@ -63,8 +72,23 @@ func (s *spare) ensure(ctx context.Context) error {
 	return nil
 }
 
+// withoutServiceManager leaves out what a service manager tells one process only:
+// the spare keeper is not that service.
+func withoutServiceManager(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		switch name {
+		case "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE", "MAINPID", "INVOCATION_ID":
+			return true
+		}
+		return false
+	})
+}
+
 // there reports whether a spare keeper answers.
 func (s *spare) there(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, spareCheck)
+	defer cancel()
 	c := fdkeeper.NewClient(s.socket)
 	_, err := c.Instance(ctx)
 	return errors.Join(err, c.Close()) == nil
