@@ -161,6 +161,13 @@ func (m *mounts) ensure(ctx context.Context, c Chain, state func() (wanted, unus
 		}
 		return "", err
 	}
+	if e.mount != nil && !m.kernel.attached(m.root(c.ID)) {
+		m.log.Warn("somebody has taken a mount away: it is made again", "chain", c.ID)
+		if err := e.mount.Unmount(ctx); err != nil {
+			return "", fmt.Errorf("unmount chain %s: %w", c.ID, err)
+		}
+		m.giveBack(e)
+	}
 	if e.mount != nil && (!unused || sameIndexes(e.layers, c.Layers)) {
 		return m.root(c.ID), nil
 	}

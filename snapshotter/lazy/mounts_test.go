@@ -294,3 +294,23 @@ func TestLinuxKnowsWhatIsMounted(t *testing.T) {
 		t.Errorf("detach: %v", err)
 	}
 }
+
+// A container must not get the empty directory that a mount was at.
+func TestMountTakenAwayByOthers(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	x := n.push("app", n.signed(), layersOf(1, 2)...)
+	p := n.start(nil)
+	layers := p.pull(x)
+	p.settled()
+	dir := p.mountOf(layers)
+	if err := n.kernel.detach(dir); err != nil {
+		t.Fatal(err)
+	}
+	if again := p.mountOf(layers); again != dir || !n.kernel.attached(dir) {
+		t.Errorf("%s is mounted: %v", again, n.kernel.attached(dir))
+	}
+	if did := p.backend.did(); !strings.Contains(did, "mount unmount ") {
+		t.Errorf("the backend was not told: %s", did)
+	}
+}
