@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/bench"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/doctor"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/exit"
 	"github.com/damselfly-io/damselfly/cmd/dfctl/internal/get"
@@ -62,6 +63,7 @@ Every command prints one JSON document with -o json.
 		inspect.PeerCommand(console),
 		inspect.CacheCommand(console),
 		key.Command(console),
+		bench.Command(console, nil),
 		doctor.Command(console, doctor.System{}),
 		inspect.VersionCommand(console),
 		node.Command(node.Options{Out: console.Out}),
