@@ -31,6 +31,7 @@ const descriptors = 1 << 20
 // else dfdaemon. It is what the backends know as Keeper.
 type keeper struct {
 	holders *fdkeeper.Multi
+	members []fdkeeper.Member // of holders; the keeper itself first
 	closers []func() error
 	spare   *spare // nil with systemd
 	cancel  context.CancelFunc
@@ -78,6 +79,7 @@ func openKeeper(ctx context.Context, c *Config, log *slog.Logger) (_ *keeper, er
 	if k.holders, err = fdkeeper.NewMulti(fdkeeper.MultiOptions{Log: log}, members...); err != nil {
 		return nil, err
 	}
+	k.members = members
 	return k, nil
 }
 
@@ -206,11 +208,32 @@ func (k *keeper) names(ctx context.Context) ([]string, error) {
 	return names, err
 }
 
-// usable reports whether somebody would hold what is mounted now.
+// usable reports whether somebody would hold what is mounted now: one holder is
+// enough to survive this process.
 func (k *keeper) usable(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, holdTimeout)
 	defer cancel()
-	_, err := k.holders.List(ctx)
+	answers := make(chan error, len(k.members))
+	for _, m := range k.members {
+		go func() { // ends with ctx
+			_, err := m.List(ctx)
+			answers <- err
+		}()
+	}
+	var errs []error
+	for range k.members {
+		err := <-answers
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// reachable reports whether the keeper itself answers.
+func (k *keeper) reachable(ctx context.Context) error {
+	_, err := k.members[0].List(ctx)
 	return err
 }
 

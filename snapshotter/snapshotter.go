@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/prometheus/client_golang/prometheus"
@@ -123,7 +124,7 @@ func (s *snapshotter) open(ctx context.Context) (err error) {
 	if s.keeper, err = openKeeper(ctx, c, s.log); err != nil {
 		return err
 	}
-	s.health.Register("keeper", s.keeper.usable)
+	s.health.Register("keeper", s.keeper.reachable)
 	if s.backend, err = s.chooseBackend(ctx); err != nil {
 		return err
 	}
@@ -255,10 +256,16 @@ func (s *snapshotter) serve(ctx context.Context, lis net.Listener) error {
 	case err := <-served:
 		return fmt.Errorf("serving %s: %w", lis.Addr(), err)
 	case <-ctx.Done():
+		// What containerd is waiting for may be waiting for a registry.
+		hurry := time.AfterFunc(stopPatience, srv.Stop)
+		defer hurry.Stop()
 		srv.GracefulStop()
 		return <-served
 	}
 }
+
+// stopPatience is how long requests under way may take when the snapshotter ends.
+const stopPatience = 10 * time.Second
 
 // close ends the parts, in reverse order. What is mounted stays mounted.
 func (s *snapshotter) close() {
