@@ -16,6 +16,9 @@ import (
 	"github.com/damselfly-io/damselfly/internal/upstream"
 )
 
+// ErrInvalid is returned for what is no name of a repository.
+var ErrInvalid = errors.New("invalid name of a repository")
+
 // ErrNotAllowed is returned for a registry that is not on the allow-list.
 var ErrNotAllowed = errors.New("registry is not allowed")
 
@@ -81,8 +84,12 @@ type Repository struct {
 func (r Repository) key() string { return r.Registry + "\x00" + r.Base + "\x00" + r.Name }
 
 // Repository finds a repository of a registry, by the name that users write.
-// ErrNotAllowed if the registry is not on the allow-list.
+// ErrNotAllowed if the registry is not on the allow-list. The name becomes a part
+// of URLs: it must be one.
 func (a *Authority) Repository(registry, name string) (Repository, error) {
+	if !upstream.ValidRepository(name) {
+		return Repository{}, fmt.Errorf("%w: %q", ErrInvalid, name)
+	}
 	base, ok := a.o.Registries.Of(registry)
 	if !ok {
 		return Repository{}, fmt.Errorf("%w: %q is not mirrored here: add it to dfdaemon's allow-registry (--allow-registry %s)", ErrNotAllowed, registry, registry)

@@ -224,6 +224,14 @@ func TestWhatSettlesTheRightToRead(t *testing.T) {
 
 func TestNotAllowed(t *testing.T) {
 	s := newSite(t, nil, "")
+	for _, name := range []string{"", "org/../other", "..", "a/", "/a", "a//b", "a?b", "a b", "A", "a%2fb", "a#b", strings.Repeat("a", 256)} {
+		if _, err := s.Repository("reg.test", name); !errors.Is(err, authority.ErrInvalid) {
+			t.Errorf("repository %q: %v", name, err)
+		}
+	}
+	if _, err := s.Repository("reg.test", "org/blobs/app-1.x__y"); err != nil {
+		t.Error(err)
+	}
 	if _, err := s.Repository("evil.test", "org/app"); !errors.Is(err, authority.ErrNotAllowed) || !strings.Contains(err.Error(), "--allow-registry evil.test") {
 		t.Errorf("%v", err)
 	}

@@ -23,13 +23,9 @@ type request struct {
 
 // Forms of names, from the distribution specification.
 var (
-	repoForm   = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
 	tagForm    = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
 	digestForm = regexp.MustCompile(`^[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[a-zA-Z0-9=_-]+$`)
 )
-
-// maxRepo bounds a repository name, as registries do.
-const maxRepo = 255
 
 // badName is a name that no registry has.
 type badName struct{ what, name string }
@@ -99,7 +95,7 @@ func (r *request) split(path string) bool {
 
 func (r *request) check() error {
 	switch {
-	case len(r.repo) > maxRepo || !repoForm.MatchString(r.repo):
+	case !upstream.ValidRepository(r.repo):
 		return &badName{"repository", r.repo}
 	case r.kind == "manifests" && !tagForm.MatchString(r.ref) && !digestForm.MatchString(r.ref),
 		(r.kind == "blobs" || r.kind == "referrers") && !digestForm.MatchString(r.ref):

@@ -60,6 +60,8 @@ func toStatus(err error) error {
 	switch {
 	case errors.Is(err, authority.ErrNotAllowed):
 		code = codes.PermissionDenied
+	case errors.Is(err, authority.ErrInvalid):
+		code = codes.InvalidArgument
 	case errors.Is(err, context.Canceled):
 		code = codes.Canceled
 	case errors.Is(err, context.DeadlineExceeded):

@@ -76,10 +76,11 @@ func (s *Service) repository(req *engine.Request) (repo authority.Repository, ok
 		return repo, false, nil //nolint:nilerr // wire.Request has checked the URL, if there is one
 	}
 	path, isRegistry := strings.CutPrefix(u.Path, "/v2/")
-	name, digest, isBlob := strings.Cut(path, "/blobs/")
-	if !isRegistry || !isBlob || name == "" {
+	at := strings.LastIndex(path, "/blobs/") // a repository may have the word in its name
+	if !isRegistry || at <= 0 {
 		return repo, false, nil
 	}
+	name, digest := path[:at], path[at+len("/blobs/"):]
 	id, err := task.ParseID(digest)
 	if _, known := id.Digest(); err != nil || !known {
 		return repo, false, status.Errorf(codes.InvalidArgument, "blob %q: want sha256:<hex>", digest)

@@ -16,6 +16,12 @@ var hostForm = regexp.MustCompile(`^(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?
 // ValidHost reports whether s has the form of a registry's name.
 func ValidHost(s string) bool { return len(s) <= 255 && hostForm.MatchString(s) }
 
+// repositoryForm is that of the distribution specification.
+var repositoryForm = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+
+// ValidRepository reports whether s has the form of a repository's name.
+func ValidRepository(s string) bool { return len(s) <= 255 && repositoryForm.MatchString(s) }
+
 // List gives registries their upstreams.
 type List struct {
 	upstream map[string]string // base URL without a trailing slash
