@@ -24,10 +24,10 @@
 //
 // # Failures
 //
-// What may pass (the daemon restarts, the registry does not answer) is tried
-// again, at all places the blob is known to be at, while a reader waits and for
-// Options.Deadline at most. What cannot pass (no such blob, no permission, a full
-// disk) fails at once. Bytes that are not what the table says are asked for
+// What may pass (the daemon restarts, the registry does not answer, refuses or
+// does not know the blob) is tried again, at all places the blob is known to be
+// at, while a reader waits and for Options.Deadline at most. What cannot pass (a
+// full disk, content with another digest than its name) fails at once. Bytes that are not what the table says are asked for
 // again, with the daemon's copy discarded before the last attempt of three; then
 // the error wraps content.ErrCorrupt. Nothing unproven is ever written.
 //

@@ -239,7 +239,14 @@ func TestRidesOutFailures(t *testing.T) {
 			}
 			return nil
 		}, 0, 2, nil},
-		{"all origins deny", []string{"a/x", "b/x"}, func(int, read) error { return denied }, 0, 2, node.ErrDenied},
+		{"all origins deny", []string{"a/x", "b/x"}, func(int, read) error { return denied }, time.Minute, 140, node.ErrDenied},
+		{"all origins deny for a while", []string{"a/x", "b/x"}, func(n int, _ read) error {
+			if n < 6 {
+				return denied
+			}
+			return nil
+		}, 5 * time.Second, 7, nil},
+		{"damaged for good", []string{"a/x"}, func(int, read) error { return node.ErrDamaged }, 0, 1, node.ErrDamaged},
 		{"one fails, one denies", []string{"a/x", "b/x"}, func(n int, r read) error {
 			if r.repo == "a/x" {
 				return denied

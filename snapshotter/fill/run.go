@@ -144,6 +144,7 @@ func (r *run) fetch(ctx context.Context) error {
 			wait = min(2*wait, lastRetry)
 		}
 		came, err := r.attempt(ctx, todo, origins[at])
+		refused := false
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
@@ -153,7 +154,11 @@ func (r *run) fetch(ctx context.Context) error {
 			r.s.prefer(origins[at])
 			at++ // what is left was corrupt
 		case node.Permanent(err):
-			origins = slices.Delete(origins, at, at+1)
+			if origins = slices.Delete(origins, at, at+1); len(origins) == 0 && !errors.Is(err, node.ErrDamaged) {
+				// A reader's patience is longer than the trouble may be: a supernode
+				// that alone has the blob may come back, or a credential be renewed.
+				origins, at, refused = r.s.origins(), 0, true
+			}
 		case !errors.Is(err, node.ErrUnreachable):
 			at++
 		}
@@ -164,7 +169,7 @@ func (r *run) fetch(ctx context.Context) error {
 		if err != nil {
 			r.s.f.complain(slog.LevelWarn, "could not read from a blob", "blob", r.s.table.Blob.Digest, "readers", len(r.remaining(true, nil)), "error", err)
 		}
-		vain = err != nil && !node.Permanent(err) && (round || errors.Is(err, node.ErrUnreachable))
+		vain = refused || err != nil && !node.Permanent(err) && (round || errors.Is(err, node.ErrUnreachable))
 		if last = err; came {
 			wait = firstRetry
 		}
