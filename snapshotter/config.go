@@ -23,6 +23,7 @@ type Config struct {
 	TrustPolicy   string        `config:"trust-policy" default:"" help:"File that says whose indexes are used (docs/trust.md). Empty: those that an image's manifest binds, and those the cluster's supernode has signed."`
 	TrustBound    bool          `config:"trust-bound" default:"true" help:"Use indexes that only the image's own manifest vouches for, also those in eStargz and zstd:chunked layers. Set it to false where people who do not trust each other bring images to the same nodes (docs/trust.md)."`
 	Lazy          bool          `config:"lazy" default:"true" help:"Mount images that have an index before their content has arrived. Without, every image is pulled; what is mounted stays."`
+	Staged        bool          `config:"staged" default:"false" help:"Mount layers lazily also where containerd unpacks in parallel. Only for containerd 2.4 and newer, with the capability rebase in its entry of the snapshotter: older ones would fail such pulls."`
 	LookupTimeout time.Duration `config:"lookup-timeout" default:"1s" help:"How long a pull waits for the index of an image; then the image is pulled as usual."`
 	LookupKeep    time.Duration `config:"lookup-keep" default:"1m" help:"How long it counts that an image has no index."`
 

@@ -175,7 +175,7 @@ func (s *snapshotter) openImages(ctx context.Context) (err error) {
 	}
 	s.tables.Store(s.images)
 	s.snapshots, err = snapshots.New(ctx, snapshots.Options{
-		Root: filepath.Join(c.DataDir, "snapshots"), Images: s.images, Log: s.log, AsyncRemove: true, RemapIDs: true,
+		Root: filepath.Join(c.DataDir, "snapshots"), Images: s.images, Log: s.log, AsyncRemove: true, RemapIDs: true, Staged: c.Staged,
 		Decided: func(d snapshots.Decided) { s.metrics.decided(d.Reason.Code) },
 	})
 	if err != nil {
