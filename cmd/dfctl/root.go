@@ -47,11 +47,13 @@ func newRoot(console *output.Console) *cobra.Command {
 
 get, task and cache talk to this node's dfdaemon (--dfdaemon), cache also to its
 snapshotter (--snapshotter), preheat and peer to the supernode (--supernode).
-Every command prints one JSON document with -o json.
+image needs no daemon, doctor looks at all of them. Every command prints one JSON
+document with -o json.
 
 ` + exit.Summary,
 		Example: `  dfctl get https://example.com/model.bin -O model.bin
   dfctl preheat image docker.io/library/nginx:1.29 --scope all_peers
+  sudo dfctl doctor
   dfctl task ls
   dfctl peer ls -o json`,
 	}

@@ -91,6 +91,7 @@ func isMounted(t *testing.T, dir string) bool {
 
 func fuseUser(t *testing.T) (*user, *indextest.Registry, string) {
 	t.Helper()
+	testenv.Integration(t)
 	testenv.Root(t)
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip(err)
@@ -364,6 +365,7 @@ func executable(t *testing.T, name string, data []byte) []byte {
 }
 
 func TestTraceRunsACommand(t *testing.T) {
+	testenv.Integration(t)
 	testenv.Root(t)
 	program := filepath.Join(t.TempDir(), "program")
 	source := write(t, filepath.Join(t.TempDir(), "main.go"), tracedProgram)
