@@ -155,6 +155,7 @@ func (b *Backend) Mount(ctx context.Context, im *backend.Image, dir string) (bac
 		}
 		return nil, err // the file system ends with root, and m with it
 	}
+	m.readAhead(root)
 	return m, nil
 }
 
@@ -193,6 +194,7 @@ func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backe
 	if len(lost) > 0 {
 		return nil, errors.Join(append(lost, detach(dir))...)
 	}
+	m.readAhead(root)
 	return m, nil
 }
 
@@ -268,14 +270,11 @@ func (m *mounted) end() {
 			continue // it was complete
 		}
 		if m.lingering {
-			g.lingering--
+			g.lingering-- // that the keeper still says so does no harm
 		}
-		switch g.users--; {
-		case g.users == 0:
+		if g.users--; g.users == 0 {
 			delete(b.guarded, g.device.Key())
 			errs = append(errs, g.end())
-		case m.lingering && g.lingering == 0:
-			errs = append(errs, g.put())
 		}
 	}
 	m.guards = nil
@@ -293,7 +292,8 @@ func (m *mounted) end() {
 func (m *mounted) Gone() <-chan struct{} { return m.gone }
 
 // lingerAfter is how long users of a file system without a mount may take to end
-// before the keeper is told of them.
+// before the keeper is told of them, and after which it is told again if it could
+// not be.
 const lingerAfter = time.Second
 
 // Unmount takes the mount away. The guards stay until the file system has no
@@ -307,34 +307,48 @@ func (m *mounted) Unmount(context.Context) error {
 	if len(m.guards) == 0 || m.b.closed {
 		return nil
 	}
-	m.b.wg.Go(func() {
-		timer := time.NewTimer(lingerAfter)
-		defer timer.Stop()
-		select {
-		case <-m.gone:
-			return
-		case <-timer.C:
-		case <-m.b.ctx.Done():
-		}
-		m.linger()
-	})
+	m.b.wg.Go(m.watchLinger)
 	return nil
 }
 
+// watchLinger tells the keeper of users that outlive the mount.
+func (m *mounted) watchLinger() {
+	tick := time.NewTicker(lingerAfter)
+	defer tick.Stop()
+	for over := false; !over; {
+		select {
+		case <-m.gone:
+			return
+		case <-tick.C:
+		case <-m.b.ctx.Done():
+			over = true
+		}
+		err := m.linger()
+		if err == nil {
+			return
+		}
+		// Nobody holds the groups any more, until somebody takes them.
+		m.b.o.Log.Error("no keeper takes what an unmounted image that is in use needs", "image", m.id, "error", err)
+	}
+}
+
 // linger tells the keeper that the devices have users that no mount tells of.
-func (m *mounted) linger() {
+func (m *mounted) linger() error {
 	m.b.mu.Lock()
 	defer m.b.mu.Unlock()
-	if m.over || m.lingering {
-		return
+	if m.over {
+		return nil
 	}
-	m.lingering = true
+	var errs []error
 	for _, g := range m.guards {
-		if g.lingering++; g.lingering > 1 || m.b.guarded[g.device.Key()] != g {
+		if m.b.guarded[g.device.Key()] != g {
 			continue
 		}
-		if err := g.put(); err != nil {
-			m.b.o.Log.Warn("the keeper does not know that an unmounted image is in use", "image", m.id, "error", err)
+		if !m.lingering {
+			g.lingering++
 		}
+		errs = append(errs, g.put())
 	}
+	m.lingering = true
+	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package erofs_test
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -22,6 +23,8 @@ type keeper struct {
 	kept map[string][]*os.File
 	meta map[string][]byte
 	err  error // of Get
+	// full is how often Put fails, which forgets the name.
+	full int
 	// onDrop is called before a name is dropped that is there.
 	onDrop func(name string)
 }
@@ -72,6 +75,10 @@ func (k *keeper) Put(name string, meta []byte, files ...*os.File) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.drop(name)
+	if k.full > 0 {
+		k.full--
+		return errors.New("no room")
+	}
 	var err error
 	k.meta[name] = meta
 	k.kept[name], err = duplicates(files)

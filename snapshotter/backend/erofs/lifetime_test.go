@@ -259,6 +259,29 @@ func TestLingeringUsersOutliveTheProcess(t *testing.T) {
 	file.expect(size/2, 100_000)
 }
 
+// A keeper that has lost a group over telling it of users without a mount gets it
+// again.
+func TestLingeringUsersAreToldAgain(t *testing.T) {
+	l := newLife(t)
+	content := backendtest.Noise(1, size)
+	im := l.node.Image(t, backendtest.Layer{backendtest.Regular("file", content)})
+	dir := l.dir()
+	m := l.mount(im, dir)
+	file := l.open(dir, "file", content)
+	l.kept.mu.Lock()
+	l.kept.full = 1
+	l.kept.mu.Unlock()
+	l.unmount(m)
+	testenv.Eventually(t, func() bool {
+		l.kept.mu.Lock()
+		defer l.kept.mu.Unlock()
+		return l.kept.full == 0 && len(l.kept.kept) == 1
+	}, "the keeper to be given the group again")
+	l.restart()
+	l.Reclaim(l.kept.names(), l.node.Store.Load)
+	file.expect(size/2, 100_000)
+}
+
 // A keeper that cannot be asked now is no reason to give readers up.
 func TestAdoptWaitsForTheKeeper(t *testing.T) {
 	l := newLife(t)
