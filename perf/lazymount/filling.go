@@ -14,7 +14,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/damselfly-io/damselfly/perf/internal/coldcache"
 	"github.com/damselfly-io/damselfly/perf/internal/fleet"
 )
 
@@ -22,6 +21,10 @@ const (
 	readers   = 4
 	largeFile = 96 << 20
 )
+
+// demandOnly are flags of a snapshotter that brings nothing but what is read: all
+// that a reader gets has come while it was measured.
+var demandOnly = []string{"--background=false", "--prefetch=false"}
 
 // large has an image in the registry whose files cannot be compressed, so that the
 // bytes that are read are those that came.
@@ -48,11 +51,13 @@ func throughput(ctx context.Context, l *lab, r *result) error {
 	link := float64(l.rate) / 8 / mb
 	for _, backend := range l.o.backends {
 		for _, img := range []*image{large, real} {
-			f := map[string]*figure{}
+			f := map[string]*filling{}
 			for i, host := range nodeHosts {
-				f[host] = &figure{
-					Mode: "throughput", With: backend, Unit: "MB/s", Against: "link rate", Goal: atLeast(0.8),
-					Name: fmt.Sprintf("%d sequential readers, %s, node %d", readers, img.name, i+1),
+				name := fmt.Sprintf("%d sequential readers, %s, node %d", readers, img.name, i+1)
+				f[host] = &filling{
+					rate: figure{Mode: "throughput", With: backend, Unit: "MB/s", Against: "link rate", Goal: atLeast(0.8), Name: name},
+					idle: figure{Mode: "throughput", With: backend, Unit: "% of the machine", Name: name + ": idle"},
+					cpu:  figure{Mode: "throughput", With: backend, Unit: "CPU s per GiB", Name: name + ": the node's daemons"},
 				}
 			}
 			for range l.o.repeat {
@@ -62,20 +67,25 @@ func throughput(ctx context.Context, l *lab, r *result) error {
 				}
 			}
 			for _, host := range nodeHosts {
-				r.add(*f[host])
+				r.add(f[host].rate)
+				r.add(f[host].idle)
+				r.add(f[host].cpu)
 			}
 		}
 	}
 	return l.downloads(ctx, large, link, r)
 }
 
+// filling is what is measured while an image is filled.
+type filling struct{ rate, idle, cpu figure }
+
 // throughput measures a first node and then a second one.
-func (t *trial) throughput(ctx context.Context, img *image, backend string, link float64, f map[string]*figure) error {
+func (t *trial) throughput(ctx context.Context, img *image, backend string, link float64, f map[string]*filling) error {
 	if err := t.startSupernode(ctx); err != nil {
 		return err
 	}
 	for _, host := range nodeHosts {
-		n, err := t.startNode(ctx, host, backend)
+		n, err := t.startNode(ctx, host, backend, demandOnly...)
 		if err != nil {
 			return err
 		}
@@ -87,31 +97,43 @@ func (t *trial) throughput(ctx context.Context, img *image, backend string, link
 		if err != nil {
 			return err
 		}
-		rate, err := n.readAtOnce(ctx, root, tree.files)
+		at, err := n.readAtOnce(ctx, root, tree.files)
 		if err != nil {
 			return err
 		}
-		f[host].Values, f[host].References = append(f[host].Values, rate/mb), append(f[host].References, link)
-		t.o.log("%s %s %s: %.1f MB/s", backend, img.name, host, rate/mb)
-		n.snapshotter.Stop() // or it would go on completing the image
+		x := f[host]
+		x.rate.Values, x.rate.References = append(x.rate.Values, at.rate/mb), append(x.rate.References, link)
+		x.idle.Values, x.cpu.Values = append(x.idle.Values, at.idle), append(x.cpu.Values, at.cpu*(1<<30))
+		t.o.log("%s %s %s: %.1f MB/s; %.0f %% idle, %.1f CPU s per GiB", backend, img.name, host, at.rate/mb, at.idle, at.cpu*(1<<30))
 	}
 	return nil
 }
 
-// readAtOnce has the largest files read at once, each by one reader, and returns the
-// bytes per second of all.
-func (n *node) readAtOnce(ctx context.Context, root string, files []entry) (float64, error) {
+// pace is how fast something was read: bytes per second, percent of the machine's
+// processors that were idle, the node's processor seconds per byte.
+type pace struct{ rate, idle, cpu float64 }
+
+// readAtOnce has the largest files read at once, each by one reader.
+func (n *node) readAtOnce(ctx context.Context, root string, files []entry) (p pace, err error) {
 	if len(files) < readers {
-		return 0, fmt.Errorf("the image has %d files, want %d", len(files), readers)
+		return p, fmt.Errorf("the image has %d files, want %d", len(files), readers)
 	}
-	if err := coldcache.Drop(); err != nil {
-		return 0, err
+	if err := n.cool(); err != nil {
+		return p, err
 	}
 	end, err := n.profile(ctx)
 	if err != nil {
-		return 0, err
+		return p, err
 	}
 	defer end()
+	machine, err := readCPUTimes()
+	if err != nil {
+		return p, err
+	}
+	before, err := n.cpu()
+	if err != nil {
+		return p, err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	var total float64
 	begin := time.Now()
@@ -122,8 +144,16 @@ func (n *node) readAtOnce(ctx context.Context, root string, files []entry) (floa
 			return err
 		})
 	}
-	err = g.Wait()
-	return total / time.Since(begin).Seconds(), err
+	if err := g.Wait(); err != nil {
+		return p, err
+	}
+	p.rate = total / time.Since(begin).Seconds()
+	if p.idle, err = machine.idlePercent(); err != nil {
+		return p, err
+	}
+	after, err := n.cpu()
+	p.cpu = (after - before) / total
+	return p, err
 }
 
 // downloads measures as many downloads from the registry, without Damselfly.
@@ -163,15 +193,15 @@ func rangeOf(ctx context.Context, client *http.Client, url string, off, n int64)
 	if err != nil {
 		return 0, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusPartialContent {
 		return 0, fmt.Errorf("get %s: status %s", url, resp.Status)
 	}
 	return io.Copy(io.Discard, resp.Body)
 }
 
-// groupSize is the plain size up to which dfctl fills groups: a read in each such
-// part of a large file is a read in a group of its own.
+// groupSize is the plain size up to which dfctl fills groups. Reads that are twice
+// that apart, or more, are in groups of their own, wherever these begin.
 const groupSize = 1 << 20
 
 // latencies are those of a kind of reader, in milliseconds.
@@ -231,7 +261,7 @@ func (t *trial) latency(ctx context.Context, img *image, backend string, kinds *
 		return err
 	}
 	for i, host := range nodeHosts {
-		n, err := t.startNode(ctx, host, backend, "--background=false", "--prefetch=false")
+		n, err := t.startNode(ctx, host, backend, demandOnly...)
 		if err != nil {
 			return err
 		}
@@ -239,7 +269,7 @@ func (t *trial) latency(ctx context.Context, img *image, backend string, kinds *
 		if err != nil {
 			return err
 		}
-		if err := coldcache.Drop(); err != nil {
+		if err := n.cool(); err != nil {
 			return err
 		}
 		// One reader has the first half of the files for itself.
@@ -269,12 +299,12 @@ func (n *node) misses(ctx context.Context, root string, files []int, readers int
 			return nil, err
 		}
 		defer f.Close() //nolint:errcheck // only read
-		for off := int64(0); off < largeFile; off += groupSize {
-			// The kernel reads ahead a little: not into the next group.
-			at := off + rand.Int64N(groupSize/2)/4096*4096 // #nosec G404 -- any place
+		for off := int64(groupSize); off < largeFile; off += 5 * groupSize / 2 {
+			at := off + rand.Int64N(groupSize/4)/4096*4096 // #nosec G404 -- any place
 			places = append(places, func(p []byte) error { _, err := f.ReadAt(p, at); return err })
 		}
 	}
+	// #nosec G404 -- any order
 	rand.Shuffle(len(places), func(i, j int) { places[i], places[j] = places[j], places[i] })
 	took, err := inParallel(ctx, places, readers)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -203,6 +204,8 @@ func describe(x ggcr.Image) (*image, error) {
 // noise returns n bytes that cannot be compressed, other ones for each seed.
 func noise(seed uint64, n int) []byte {
 	data := make([]byte, n)
-	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(data) // never fails
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	_, _ = rand.NewChaCha8(key).Read(data) // never fails
 	return data
 }

@@ -49,6 +49,9 @@ var modes = []mode{
 	{"complete", false, complete},
 	{"throughput", true, throughput},
 	{"latency", false, latency},
+	{"containers", true, containers},
+	{"mounts", false, mounts},
+	{"second", true, second},
 }
 
 // measure is the benchmark.

@@ -71,7 +71,7 @@ func readAnywhere(files []entry, size, reads int) work {
 			defer f.Close() //nolint:errcheck // only read
 			open[i] = f
 		}
-		random := rand.New(rand.NewPCG(1, uint64(size))) // #nosec G404 -- to be the same each time
+		random := rand.New(rand.NewPCG(1, 2)) // #nosec G404 -- to be the same each time
 		buf := make([]byte, size)
 		total := 0.0
 		for range reads {

@@ -183,6 +183,16 @@ func (l *lab) trial(ctx context.Context, f func(ctx context.Context, t *trial) e
 	return err
 }
 
+// cool makes the machine forget all files but those that are in use on every node at
+// all times, and the registry's, which has other users and whose disk is not what is
+// measured.
+func (l *lab) cool() error {
+	if err := coldcache.Drop(); err != nil {
+		return err
+	}
+	return coldcache.Warm(l.containerd.Dir, l.path("bin"), l.path("registry"))
+}
+
 // quietly runs a command; what it printed is in the error if it fails.
 func quietly(cmd *exec.Cmd) error {
 	out, err := cmd.CombinedOutput()
