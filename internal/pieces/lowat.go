@@ -23,8 +23,9 @@ const (
 	lowWaterTail = 32 << 10
 	// lowWaterWait is how long a read may wait for lowWater bytes. A sender that
 	// wants a larger window than is left while bytes wait unread, as on links
-	// with very large packets, would wait for the reader as the reader for it.
-	lowWaterWait = 100 * time.Millisecond
+	// with very large packets, would wait for the reader as the reader for it. A
+	// link that takes longer wakes its reader seldom enough as it is.
+	lowWaterWait = 10 * time.Millisecond
 )
 
 // lowWaterConn is a TCP connection whose low-water mark (SO_RCVLOWAT) can be set.
