@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +41,8 @@ func (d Daemon[C]) Command() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		// Whoever reads the log may end before the daemon: that must not end it.
+		signal.Ignore(syscall.SIGPIPE)
 		return d.Run(cmd.Context(), c, log)
 	}
 	return cmd
