@@ -155,7 +155,7 @@ func (b *Backend) Mount(ctx context.Context, im *backend.Image, dir string) (bac
 		}
 		return nil, err // the file system ends with root, and m with it
 	}
-	m.readAhead(root)
+	m.whenComplete(root)
 	return m, nil
 }
 
@@ -194,7 +194,7 @@ func (b *Backend) Adopt(_ context.Context, im *backend.Image, dir string) (backe
 	if len(lost) > 0 {
 		return nil, errors.Join(append(lost, detach(dir))...)
 	}
-	m.readAhead(root)
+	m.whenComplete(root)
 	return m, nil
 }
 

@@ -12,9 +12,9 @@ import (
 )
 
 // The kernel caches what is read through EROFS twice: as pages of the file in the
-// mount, which are used again, and as pages of the device, which are not. Reading
-// devices directly would avoid the second copy and takes twice as long; so they
-// are read through the cache, and their pages given back soon after.
+// mount, which are used again, and as pages of the device, which are not. Until a
+// device is complete it is read through the cache nevertheless, where what has just
+// come is; its pages are given back soon after.
 const (
 	// trimEvery is how often they are.
 	trimEvery = 2 * time.Second
