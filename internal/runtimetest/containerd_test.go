@@ -103,7 +103,7 @@ func (c *containerd) config() string { return filepath.Join(c.dir, "config.toml"
 // run starts the daemon, or starts it again.
 func (c *containerd) run(t *testing.T) {
 	t.Helper()
-	//nolint:contextcheck // it outlives the context of the test, whose cleanup ends it
+	// It outlives the context of the test, whose cleanup ends it.
 	cmd := c.command(context.Background(), c.daemon, "--config", c.config())
 	c.process = startCommand(c.home, "containerd of "+c.name, filepath.Join(c.dir, "log"), cmd)
 	testenv.Eventually(t, func() bool {

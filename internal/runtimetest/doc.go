@@ -14,6 +14,13 @@
 // it, and none reaches a disk or a log; pulls survive tokens that expire, a
 // registry that is down, and a supernode or a dfdaemon that is killed.
 //
+// The TestLazy tests add keepers and snapshotters, and need Linux 6.15. Images
+// that are mounted before they have arrived have the trees that overlayfs makes of
+// them, on both backends; readers get no wrong byte and no error while the
+// processes that serve them are killed, alone or together; what is complete needs
+// neither registry nor supernode; and images that cannot be mounted are pulled,
+// with the reason in a label.
+//
 // The TestUnpack tests compare what containerd unpacks with what is mounted from
 // the EROFS images of package chunkfmt's trees: every prefix of the layers, by
 // walking both. DAMSELFLY_TEST_LAYOUTS=DIR:DIR adds the images of OCI layouts.

@@ -132,8 +132,14 @@ type lazySite struct {
 // newLazySite runs a registry.
 func newLazySite(t *testing.T) *lazySite {
 	t.Helper()
+	return newLazySiteAt(t, "127.0.0.1")
+}
+
+// newLazySiteAt runs a registry whose front has an address of this network.
+func newLazySiteAt(t *testing.T, ip string) *lazySite {
+	t.Helper()
 	s := &lazySite{registry: startRegistry(t, ""), dir: t.TempDir()}
-	s.front = newFront(t, s.registry.url)
+	s.front = newFrontAt(t, s.registry.url, ip)
 	s.key, s.trust = filepath.Join(s.dir, "key.pem"), filepath.Join(s.dir, "trust.yaml")
 	public := filepath.Join(s.dir, "public.pem")
 	dfctl(t, "key", "create", "--out", s.key)

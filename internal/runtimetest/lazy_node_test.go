@@ -114,20 +114,14 @@ func (n *lazyNode) awaitKeeper(t *testing.T) {
 	}, "the keeper answers")
 }
 
-// runSnapshotter starts the snapshotter again, and waits until it serves
-// containerd: not until it reaches the others.
-func (n *lazyNode) runSnapshotter(t *testing.T) {
+// awaitSnapshots waits until containerd reaches the snapshotter: after it has
+// not, it waits for a while before it tries again.
+func (n *lazyNode) awaitSnapshots(t *testing.T) {
 	t.Helper()
-	n.snapshotter.launch(t, n.cluster.dir)
-	n.snapshotter.awaitHTTP(t, "http://"+n.snapshotter.http+"/healthz")
-}
-
-// runDaemon starts the dfdaemon again, and waits until it serves the node: not
-// until it reaches a supernode.
-func (n *lazyNode) runDaemon(t *testing.T) {
-	t.Helper()
-	n.launch(t, n.cluster.dir)
-	n.awaitHTTP(t, "http://"+n.http+"/healthz")
+	testenv.Eventually(t, func() bool {
+		_, err := n.runtime.ctr(t, "snapshots", "--snapshotter", damselfly, "ls")
+		return err == nil
+	}, "containerd reaches the snapshotter")
 }
 
 func (n *lazyNode) startRuntime(t *testing.T, o lazyOptions) {
@@ -245,9 +239,9 @@ func (n *lazyNode) lazyClient(t *testing.T) apiv1.LazyClient {
 	return apiv1.NewLazyClient(conn)
 }
 
-// missing is how many bytes of an image's mount have not arrived; -1 if it is
-// not mounted.
-func (n *lazyNode) missing(t *testing.T, img *image) int64 {
+// size is how many bytes an image's mount has in all, and how many of them have
+// not arrived.
+func (n *lazyNode) size(t *testing.T, img *image) (total, missing int64) {
 	t.Helper()
 	resp, err := n.lazyClient(t).ListImages(t.Context(), &apiv1.ListImagesRequest{Image: img.digest()})
 	if err != nil {
@@ -255,16 +249,20 @@ func (n *lazyNode) missing(t *testing.T, img *image) int64 {
 	}
 	for _, im := range resp.Images {
 		for _, m := range im.Mounts {
-			return int64(m.TotalBytes - m.PresentBytes) //nolint:unconvert // whatever the field's type
+			return m.TotalBytes, m.TotalBytes - m.PresentBytes
 		}
 	}
-	return -1
+	t.Fatalf("%s is not mounted on %s", img.ref(), n.name)
+	return 0, 0
 }
 
 // awaitComplete waits until all of an image has arrived in the background.
 func (n *lazyNode) awaitComplete(t *testing.T, img *image) {
 	t.Helper()
-	testenv.Eventually(t, func() bool { return n.missing(t, img) == 0 }, "all of "+img.ref()+" is on "+n.name)
+	testenv.Eventually(t, func() bool {
+		_, missing := n.size(t, img)
+		return missing == 0
+	}, "all of "+img.ref()+" is on "+n.name)
 }
 
 // unmountBelow takes away all mounts below a directory.

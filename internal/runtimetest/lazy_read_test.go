@@ -2,7 +2,6 @@ package runtimetest
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -33,14 +32,13 @@ type readers struct {
 	mu     sync.Mutex
 	wrong  []string // places that were not what was pushed
 	failed []string // reads that returned an error
-	news   chan struct{}
 }
 
 // startReaders starts readers that end when they have read everything once. Their
 // end is waited for after all else of the test has ended: nothing lets go of
 // readers as long as somebody might answer them.
 func startReaders(root string, want map[string][]byte) *readers {
-	r := &readers{root: root, want: want, done: make(chan struct{}), news: make(chan struct{})}
+	r := &readers{root: root, want: want, done: make(chan struct{})}
 	var wg sync.WaitGroup
 	names := slices.Sorted(maps.Keys(want))
 	for i := range readersOfAll {
@@ -74,20 +72,12 @@ func (r *readers) readFile(name string) {
 			r.differ(name, off, buf[:n])
 		}
 		off += n
-		r.progress(n)
-		if err != nil && !(errors.Is(err, io.EOF) && off == len(want)) {
+		r.read.Add(int64(n))
+		if err != nil && (!errors.Is(err, io.EOF) || off != len(want)) {
 			r.fail(fmt.Errorf("at %d: %w", off, err))
 			return
 		}
 	}
-}
-
-func (r *readers) progress(n int) {
-	r.read.Add(int64(n))
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(r.news)
-	r.news = make(chan struct{})
 }
 
 func (r *readers) fail(err error) {
@@ -112,28 +102,6 @@ func (r *readers) differ(name string, off int, got []byte) {
 	r.wrong = append(r.wrong, fmt.Sprintf("%s has %s at %d", name, kind, off+i))
 }
 
-// await waits until the readers have read n bytes together, or have ended.
-func (r *readers) await(t *testing.T, n int64) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for {
-		r.mu.Lock()
-		news := r.news
-		r.mu.Unlock()
-		if r.read.Load() >= n {
-			return
-		}
-		select {
-		case <-news:
-		case <-r.done:
-			return
-		case <-ctx.Done():
-			t.Fatalf("the readers have read %d bytes, want %d", r.read.Load(), n)
-		}
-	}
-}
-
 // end waits for the end of the readers.
 func (r *readers) end(t *testing.T) {
 	t.Helper()
@@ -144,16 +112,12 @@ func (r *readers) end(t *testing.T) {
 	}
 }
 
-// check waits for the end of the readers and fails the test for wrong bytes and,
-// unless mayFail, for failed reads.
-func (r *readers) check(t *testing.T, mayFail bool) {
+// check waits for the end of the readers and fails the test for wrong bytes and
+// failed reads.
+func (r *readers) check(t *testing.T) {
 	t.Helper()
 	r.end(t)
 	reportFirst(t, "wrong bytes", r.wrong)
-	if mayFail {
-		t.Logf("%d reads failed", len(r.failed))
-		return
-	}
 	reportFirst(t, "failed read", r.failed)
 }
 

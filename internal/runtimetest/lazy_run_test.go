@@ -37,6 +37,7 @@ func checkSame(t *testing.T, what string, want, got map[string]object) {
 // compares their trees with what overlayfs makes of them.
 func TestLazyRuns(t *testing.T) {
 	needLazy(t)
+	t.Parallel()
 	site := newLazySite(t)
 	small, hard := newLazyImage(t, "team/small", [][]member{{dir("data"), file("data/x", "x")}}, asGzip), newHard(t, "team/hard")
 	site.push(t, small, hard)
@@ -71,6 +72,7 @@ func TestLazyRuns(t *testing.T) {
 // asks the kernel is gone, and runs containers with the registry down.
 func TestLazyCompletes(t *testing.T) {
 	needLazy(t)
+	t.Parallel()
 	site := newLazySite(t)
 	img := newHard(t, "team/hard")
 	site.push(t, img)

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/damselfly-io/damselfly/internal/testenv"
@@ -33,11 +34,11 @@ var programs = sync.OnceValues(func() (string, error) {
 	return dir, nil
 })
 
-var built bool // whether there is something to remove
+var built atomic.Bool // whether there is something to remove
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if built {
+	if built.Load() {
 		dir, _ := programs() // tests that need them have said why they failed
 		if err := os.RemoveAll(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -49,7 +50,7 @@ func TestMain(m *testing.M) {
 // program returns the path of a binary of this module.
 func program(t *testing.T, name string) string {
 	t.Helper()
-	built = true
+	built.Store(true)
 	dir, err := programs()
 	if err != nil {
 		t.Fatal(err)

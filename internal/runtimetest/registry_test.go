@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -26,7 +28,7 @@ const registryName = "registry.test"
 // dockerRegistry is a docker-registry of the test's own.
 type dockerRegistry struct {
 	*process
-	url string
+	url, config string
 }
 
 // startRegistry runs a docker-registry on an empty directory. auth is its auth
@@ -40,10 +42,16 @@ func startRegistry(t *testing.T, auth string) *dockerRegistry {
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	r := &dockerRegistry{url: "http://" + addr}
-	r.process = start(t, "docker-registry", filepath.Join(dir, "log"), testenv.Tool(t, "docker-registry"), "serve", file)
-	r.awaitHTTP(t, r.url+"/") // outside the API no credential is asked for
+	r := &dockerRegistry{url: "http://" + addr, config: file}
+	r.again(t)
 	return r
+}
+
+// again runs a registry that has ended, with what it had.
+func (r *dockerRegistry) again(t *testing.T) {
+	t.Helper()
+	r.process = start(t, "docker-registry", filepath.Join(filepath.Dir(r.config), "log"), testenv.Tool(t, "docker-registry"), "serve", r.config)
+	r.awaitHTTP(t, r.url+"/") // outside the API no credential is asked for
 }
 
 // hit is one answer of a front.
@@ -71,6 +79,12 @@ type front struct {
 // newFront runs a front until the end of the test.
 func newFront(t *testing.T, registry string) *front {
 	t.Helper()
+	return newFrontAt(t, registry, "127.0.0.1")
+}
+
+// newFrontAt runs a front on an address of this network.
+func newFrontAt(t *testing.T, registry, ip string) *front {
+	t.Helper()
 	target, err := url.Parse(registry)
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +94,12 @@ func newFront(t *testing.T, registry string) *front {
 		Rewrite:      func(r *httputil.ProxyRequest) { r.SetURL(target) },
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) },
 	}
-	f.Server = httptest.NewServer(f)
+	lis, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", net.JoinHostPort(ip, "0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Server = &httptest.Server{Listener: lis, Config: &http.Server{Handler: f, ReadHeaderTimeout: patience}}
+	f.Start()
 	t.Cleanup(func() {
 		f.CloseClientConnections()
 		f.Close()
@@ -216,6 +235,25 @@ func (f *front) awaitSent(t *testing.T, part string, n int64) {
 		case <-news:
 		case <-ctx.Done():
 			t.Fatalf("the registry has sent %d bytes of %s, want %d", f.sent(part), part, n)
+		}
+	}
+}
+
+// awaitFailed waits until the front could not pass on a request for one of the
+// paths that contain part.
+func (f *front) awaitFailed(t *testing.T, part string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for {
+		hits, news := f.seen(part)
+		if slices.ContainsFunc(hits, func(h hit) bool { return h.status == http.StatusBadGateway }) {
+			return
+		}
+		select {
+		case <-news:
+		case <-ctx.Done():
+			t.Fatalf("nobody has asked for %s in vain", part)
 		}
 	}
 }

@@ -74,12 +74,12 @@ func (p *packedImage) archive(t *testing.T, n int) []byte {
 }
 
 // keepViews configures containerd not to collect the views that nothing refers
-// to.
+// to, but when it is told to collect.
 const keepViews = `[plugins."io.containerd.gc.v1.scheduler"]
-  deletion_threshold = 0
+  deletion_threshold = 1000000
   mutation_threshold = 0
   startup_delay = "24h"
-  schedule_delay = "24h"
+  schedule_delay = "0s"
 `
 
 // unpack has containerd unpack the lowest n layers with a snapshotter.

@@ -40,7 +40,9 @@ const (
 func walk(t *testing.T, root string) map[string]object {
 	t.Helper()
 	tree := map[string]object{}
-	inodes := map[uint64]string{}
+	// Layers of an overlay mount that are on other file systems keep their device.
+	type inode struct{ device, number uint64 }
+	inodes := map[inode]string{}
 	err := filepath.WalkDir(root, func(name string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -57,10 +59,11 @@ func walk(t *testing.T, root string) map[string]object {
 			return err
 		}
 		// WalkDir goes in the order of names.
-		if first, ok := inodes[st.Ino]; ok && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		id := inode{st.Dev, st.Ino}
+		if first, ok := inodes[id]; ok && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			tree[rel][fSame] = first
 		} else {
-			inodes[st.Ino] = rel
+			inodes[id] = rel
 		}
 		return nil
 	})
