@@ -1,6 +1,6 @@
 # Targets are few; `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench-p2p bench-chunkfmt bench-coldstart generate
+.PHONY: help build test lint demo bench-p2p bench-chunkfmt bench-coldstart bench-lazymount generate
 
 GO    ?= go
 TOOL   = $(GO) tool -modfile=tools/go.mod
@@ -35,6 +35,10 @@ bench-chunkfmt: ## measure the image format: make bench-chunkfmt [IMAGES=golang,
 export PEER_STARGZ
 bench-coldstart: ## measure pulls and starts of containers: make bench-coldstart [IMAGES=golang,node] [PEER_STARGZ=containerd-stargz-grpc] [ARGS='-plots plots']
 	$(GO) run ./perf/coldstart -images $(IMAGES) $${PEER_STARGZ:+-stargz "$$PEER_STARGZ"} $(ARGS)
+
+MODES ?= complete,throughput,latency,containers,mounts,second
+bench-lazymount: ## measure lazy mounts beside other files: make bench-lazymount [MODES=complete,latency] [ARGS='-image node -repeat 3']
+	$(GO) run ./perf/lazymount -mode $(MODES) $(ARGS)
 
 generate: ## regenerate api/v1/*.pb.go (needs protoc: apt install protobuf-compiler)
 	protoc \
