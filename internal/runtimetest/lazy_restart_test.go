@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/damselfly-io/damselfly/internal/testenv"
 )
 
@@ -121,6 +123,36 @@ func plantLeftovers(t *testing.T, mounts string, img *lazyImage) {
 		}
 	}
 	subdir(t, mounts, strings.Repeat("cd", 32))
+}
+
+// TestLazyUnmountedUnderneath takes mounts away that containers are to use.
+func TestLazyUnmountedUnderneath(t *testing.T) {
+	needLazy(t)
+	t.Parallel()
+	site := newLazySite(t)
+	img := newBulk(t, "team/underneath", 8, 64<<10, 2201)
+	site.push(t, img)
+	cluster := site.cluster(t, clusterOptions{})
+	for _, b := range backends {
+		t.Run(b, func(t *testing.T) {
+			n := cluster.lazyNode(t, b, lazyOptions{backend: b, trust: site.trust})
+			n.mustPull(t, img.image)
+			n.greet(t, img.image)
+			root := filepath.Join(n.data, "lazy", "mounts", strings.TrimPrefix(img.packed.chainID(1), "sha256:"), "root")
+			if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+				t.Fatal(err)
+			}
+			n.greet(t, img.image)
+			startReaders(n.view(t, img, 1), img.files).check(t)
+			if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(root); err != nil {
+				t.Fatal(err)
+			}
+			n.greet(t, img.image)
+		})
+	}
 }
 
 // TestLazyOneSnapshotterPerDirectory starts a second one where the first one
