@@ -275,6 +275,8 @@ func (d *download) fetched(t *piecestore.Task, f *fetch, n int64, err error) {
 	case errors.As(err, &bad):
 		d.lied(p, f.piece, bad)
 	case errors.Is(err, context.Canceled):
+	case errors.Is(err, pieces.ErrNotHeld) && p.seed:
+		p.failed(now, err) // it fetches again what it has lost, and does not offer it twice
 	case errors.Is(err, pieces.ErrNotHeld):
 		p.has.Remove(f.piece)
 	case errors.Is(err, pieces.ErrBusy):
