@@ -202,6 +202,7 @@ func (l *lookups) store(r request, found *imageindex.Loaded) (*known, error) {
 			return err
 		})
 	}
+	group.Go(func() error { return checkRoots(found) })
 	if err := group.Wait(); err != nil {
 		for _, layer := range im.layers {
 			if layer.index != "" {
@@ -211,6 +212,20 @@ func (l *lookups) store(r request, found *imageindex.Loaded) (*known, error) {
 		return nil, err
 	}
 	return im, nil
+}
+
+// checkRoots compares the trees with the Merkle roots that whoever vouches for them
+// has signed or bound. Those of an image's own tables of contents were computed
+// when the tables were read.
+func checkRoots(found *imageindex.Loaded) error {
+	if found.Descriptor.Digest == "" {
+		return nil
+	}
+	merged, err := found.Merge(len(found.Indexes))
+	if err != nil {
+		return err
+	}
+	return found.Check(merged)
 }
 
 func (l *lookups) storeLayer(found *imageindex.Loaded, i int, chain digest.Digest) (knownLayer, error) {

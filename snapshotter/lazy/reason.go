@@ -7,6 +7,7 @@ import (
 
 	"github.com/damselfly-io/damselfly/chunkfmt"
 	"github.com/damselfly-io/damselfly/chunkfmt/artifact"
+	"github.com/damselfly-io/damselfly/chunkfmt/merkle"
 	"github.com/damselfly-io/damselfly/chunkfmt/trust"
 	"github.com/damselfly-io/damselfly/internal/image"
 	"github.com/damselfly-io/damselfly/internal/imageindex"
@@ -51,7 +52,7 @@ func reasonOf(err error) snapshots.Reason {
 		code = Late
 	case errors.Is(err, trust.ErrUntrusted):
 		code = Untrusted
-	case errors.Is(err, artifact.ErrInvalid), errors.Is(err, artifact.ErrMismatch), errors.Is(err, chunkfmt.ErrInvalid), errors.Is(err, image.ErrCorrupt):
+	case errors.Is(err, artifact.ErrInvalid), errors.Is(err, artifact.ErrMismatch), errors.Is(err, chunkfmt.ErrInvalid), errors.Is(err, merkle.ErrMismatch), errors.Is(err, image.ErrCorrupt):
 		code = Invalid
 	case errors.Is(err, image.ErrDenied):
 		code = Denied
