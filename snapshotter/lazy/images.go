@@ -103,6 +103,8 @@ type Images struct {
 	// used are the chains whose mounts are in use, idle is since when others that
 	// may be mounted are not.
 	used map[digest.Digest]bool
+	// lost are the used ones that could not be mounted again yet.
+	lost []snapshots.Restored
 	idle map[digest.Digest]time.Time
 }
 
@@ -299,15 +301,41 @@ func (im *Images) Usage(_ context.Context, l snapshots.Layer) (csnapshots.Usage,
 	return u, nil
 }
 
-// Run takes idle mounts away until ctx ends.
+// retryEvery is how often what could not be mounted again is tried anew.
+const retryEvery = 5 * time.Second
+
+// Run takes idle mounts away, and makes those again that could not be restored,
+// until ctx ends.
 func (im *Images) Run(ctx context.Context) error {
+	tidy, retry := im.o.After(min(im.o.IdleAfter, time.Minute)), im.o.After(retryEvery)
 	for {
 		select {
-		case <-im.o.After(min(im.o.IdleAfter, time.Minute)):
+		case <-tidy:
 			im.lookups.expire()
 			im.tidy(ctx)
+			tidy = im.o.After(min(im.o.IdleAfter, time.Minute))
+		case <-retry:
+			im.retry(ctx)
+			retry = im.o.After(retryEvery)
 		case <-ctx.Done():
 			return nil
+		}
+	}
+}
+
+// retry mounts again what could not be restored: a holder may have come back.
+func (im *Images) retry(ctx context.Context) {
+	im.mu.Lock()
+	lost := im.lost
+	im.lost = nil
+	im.mu.Unlock()
+	for _, r := range lost {
+		chain := digest.Digest(r.Chain[len(r.Chain)-1].ChainID)
+		im.mu.Lock()
+		used := im.used[chain]
+		im.mu.Unlock()
+		if used {
+			im.restore(ctx, r)
 		}
 	}
 }

@@ -76,7 +76,10 @@ func (im *Images) restore(ctx context.Context, r snapshots.Restored) {
 	// use, or was wanted.
 	_, err := im.mounts.ensure(ctx, c, func() (bool, bool) { return true, false }, func() []*chunkfmt.Index { return nil })
 	if err != nil && ctx.Err() == nil {
-		im.o.Log.Error("a lazy image could not be mounted again: its containers get I/O errors until it can",
+		im.o.Log.Error("a lazy image could not be mounted again: its containers wait or get I/O errors until it can",
 			"chain", c.ID, "manifest", c.Manifest, "error", err)
+		im.mu.Lock()
+		im.lost = append(im.lost, r)
+		im.mu.Unlock()
 	}
 }
