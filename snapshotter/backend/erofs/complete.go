@@ -24,7 +24,7 @@ const minReadAhead = 1 << 10 // KiB
 // whenComplete has the mount read in the way that suits a complete image as soon as
 // it is one. root is a descriptor of its root directory.
 func (m *mounted) whenComplete(root int) {
-	if len(m.devices) == 0 {
+	if len(m.devices) == 0 || !directIsSafe() {
 		return
 	}
 	setting, err := readAheadOf(root)
@@ -56,6 +56,20 @@ func (m *mounted) whenComplete(root int) {
 			m.b.o.Log.Debug("a complete image is read as an incomplete one", "image", m.id, "error", err)
 		}
 	})
+}
+
+// directIsSafe reports whether this kernel is known to read devices directly
+// without fault: some before Linux 6.18 use memory after they have freed it.
+func directIsSafe() bool {
+	var uts unix.Utsname
+	if unix.Uname(&uts) != nil {
+		return false
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &major, &minor); err != nil {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 18
 }
 
 // readDirectly has the devices of the mount at dir read without the page cache of
