@@ -128,3 +128,5 @@ func TestSuite(t *testing.T) {
 		return erofs.New(erofs.Options{Filler: n.Filler, Keeper: keepers[n.Dir]})
 	})
 }
+
+func TestMapFile(t *testing.T) { backendtest.MapFile(t) }

@@ -91,3 +91,5 @@ func TestKilledDirectReader(t *testing.T) {
 	n.Filler.SetGate(nil)
 	im.Want.Compare(t, dir)
 }
+
+func TestMapFile(t *testing.T) { backendtest.MapFile(t) }
