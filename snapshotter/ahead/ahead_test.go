@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -333,10 +334,13 @@ func TestFailureOfOneDevice(t *testing.T) {
 		for i := range groups {
 			f.profile = append(f.profile, access("a", i), access("b", i))
 		}
-		release := make(chan struct{})
+		failing, others := make(chan struct{}), make(chan struct{})
 		f.wait = func(_ context.Context, what string) {
-			if what != "profile" {
-				<-release
+			switch {
+			case strings.HasPrefix(what, "prefetch a"):
+				<-failing
+			case what != "profile":
+				<-others
 			}
 		}
 		m := New(Options{Filler: f, Profiles: f, Learn: true})
@@ -345,7 +349,9 @@ func TestFailureOfOneDevice(t *testing.T) {
 		if f.most != fetchers {
 			t.Errorf("%d parts at a time", f.most)
 		}
-		close(release)
+		close(failing)
+		synctest.Wait()
+		close(others)
 		synctest.Wait()
 		if f.calls[d[0]] > fetchers/2 || f.calls[d[1]] != groups {
 			t.Errorf("%v", f.did())

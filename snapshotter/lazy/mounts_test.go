@@ -74,7 +74,14 @@ func TestRunTidies(t *testing.T) {
 	n := newNode(t)
 	x := n.push("app", n.signed(), layersOf(1, 1)...)
 	tick := make(chan time.Time)
-	p := n.start(func(o *Options) { o.After = func(time.Duration) <-chan time.Time { return tick } })
+	p := n.start(func(o *Options) {
+		o.After = func(d time.Duration) <-chan time.Time {
+			if d == retryEvery {
+				return nil
+			}
+			return tick
+		}
+	})
 	layers := p.pull(x)
 	p.mountOf(layers)
 	p.Idle(t.Context(), layers[0].ChainID)

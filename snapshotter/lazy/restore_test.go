@@ -490,3 +490,32 @@ func mountTmpfs(t *testing.T, dir string) {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 }
+
+// TestRestoreIsTriedAgain has a mount that containers use fail to be taken over
+// at first, as without a holder that answers.
+func TestRestoreIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	x := n.push("app", n.signed(), layersOf(1, 2)...)
+	p := n.start(nil)
+	layers := p.pull(x)
+	p.mountOf(layers)
+	p.settled()
+	p.end()
+
+	p = n.start(nil)
+	p.backend.setFail(func(string, *backend.Image) error { return errTest })
+	if err := p.Restore(t.Context(), restored(layers, true)); err != nil {
+		t.Fatal(err)
+	}
+	p.retry(t.Context())
+	if len(p.lost) != 1 {
+		t.Errorf("%d chains are to be tried again, want 1", len(p.lost))
+	}
+	p.backend.setFail(nil)
+	p.retry(t.Context())
+	if len(p.lost) != 0 {
+		t.Errorf("%d chains are to be tried again after they were mounted", len(p.lost))
+	}
+	p.mountOf(layers)
+}
