@@ -11,12 +11,8 @@
 //
 // Reads that follow one another are seen by their place in the device, several
 // sequences at a time. Such a reader gets the groups ahead of it, never further
-// than it has already read in sequence, nor than Options.Readahead.
-//
-// With a missing group that no sequence leads to come the next ones of the blob,
-// for as long as such guesses turn out right on the device: blobs are packed in
-// the order of paths, and who reads one file of a directory often reads its
-// neighbours. A reader at random places soon moves its own groups only.
+// than it has already read in sequence, nor than Options.Readahead. A read
+// that follows no other moves its own groups only.
 //
 // A group that a reader wants is not left to a read that would bring it late:
 // one in the background, or one with much before it. It is asked for again, by

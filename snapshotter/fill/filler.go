@@ -70,9 +70,6 @@ type Options struct {
 	// Readahead is how far ahead of a sequential reader groups are brought, in
 	// decoded bytes. Default 8 MiB; negative: not at all.
 	Readahead int64
-	// Guess is how many groups behind a missing one are brought with it at most,
-	// while such guesses turn out right. Default 4; negative: none.
-	Guess int
 	// ReadaheadTotal bounds what is on its way ahead of all readers, in decoded
 	// bytes. Default 64 MiB.
 	ReadaheadTotal int64
@@ -86,8 +83,7 @@ func (o *Options) defaults() {
 	set(&o.MemoryBudget, 64<<20)
 	set(&o.Readahead, 8<<20)
 	set(&o.ReadaheadTotal, 64<<20)
-	set(&o.Guess, 4)
-	o.Readahead, o.Guess = max(o.Readahead, 0), max(o.Guess, 0)
+	o.Readahead = max(o.Readahead, 0)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}

@@ -229,12 +229,8 @@ func (f *fetcher) Stream(ctx context.Context, b node.Blob, off, n int64, p node.
 	return nil
 }
 
-// newFiller makes a Filler that does not guess unless o says so.
 func newFiller(t testing.TB, o Options) *Filler {
 	t.Helper()
-	if o.Guess == 0 {
-		o.Guess = -1
-	}
 	f, err := New(o)
 	if err != nil {
 		t.Fatal(err)

@@ -40,7 +40,6 @@ type state struct {
 	flights   map[int]*flight
 	active    map[*run]struct{}
 	reads     detector
-	guesses   guesser
 	forgotten bool // the Filler has another state for the device, or none
 	accessed  task.Set
 	discarded bool   // the daemon's copy, once
@@ -57,7 +56,7 @@ func newState(f *Filler, d target) *state {
 		f: f, d: d, table: t,
 		blob:    node.Blob{Digest: t.Blob.Digest, Ends: ends},
 		flights: map[int]*flight{}, active: map[*run]struct{}{},
-		accessed: task.NewSet(len(ends)), guesses: newGuesser(len(ends)),
+		accessed: task.NewSet(len(ends)),
 	}
 }
 
@@ -76,11 +75,6 @@ func (s *state) want(off, n int64) ([]*flight, bool) {
 	var ahead []int
 	if from, to := s.reads.access(off, n, s.f.o.Readahead); to > from {
 		ahead = s.readahead(s.table.Groups(from, to-from))
-	} else if len(fetch) > 0 {
-		ahead = s.guess(fetch[len(fetch)-1])
-	}
-	for _, g := range groups {
-		s.guesses.accessed(g)
 	}
 	s.launch(append(fetch, ahead...), demand)
 	s.mu.Unlock()
@@ -124,25 +118,6 @@ func (s *state) join(groups []int) (flights []*flight, fetch []int) {
 		flights = append(flights, fl)
 	}
 	return flights, fetch
-}
-
-// guess returns the groups behind a missing one that are to be brought with it.
-// mu is held.
-func (s *state) guess(after int) []int {
-	s.guesses.judge(s.f.o.Guess)
-	var groups []int
-	most := s.guesses.missed(s.f.o.Guess)
-	for g := after + 1; g < len(s.table.Blob.Groups) && len(groups) < most; g++ {
-		if len(device.Places(&s.table.Blob.Groups[g])) == 0 || s.d.Has(g) || s.flights[g] != nil {
-			break
-		}
-		groups = append(groups, g)
-	}
-	fetch := s.readahead(groups)
-	for _, g := range fetch {
-		s.guesses.bring(g)
-	}
-	return fetch
 }
 
 // readahead returns those of the groups that are to be brought now. mu is held.
